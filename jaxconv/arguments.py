@@ -1,0 +1,418 @@
+"""From what a user wrote to a spec: the one place that validates, and that complains.
+
+Every message has one form: the function that was called, the rule, the argument with
+its value, the shapes, and what to do.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxconv.spec import ConvSpec, Pads, dilated, is_static
+
+DimensionNumbers = lax.ConvDimensionNumbers | Sequence[str] | None
+Padding = str | Sequence[tuple[int, int]]
+Argument = Literal[
+    "lhs",
+    "rhs",
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+    "output_padding",
+]
+
+PADDING_STRINGS = ("SAME", "SAME_LOWER", "VALID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Caller:
+    """A public function, its names for lax's arguments, and the shapes it was given.
+
+    Attributes:
+      function: the function that the user called.
+      names: its name for each argument that it does not call as lax does.
+      shapes: shapes of the operands, as a message tells them.
+
+    Example:
+      >>> caller = Caller("conv", {"rhs": "kernel"}).given((2, 3), (3, 4))
+      >>> print(caller.error(ValueError, "padding must fit", "padding", 9, "Cut it."))
+      conv: padding must fit, but got padding=9 (lhs.shape=(2, 3), kernel.shape=(3,
+      4)). Cut it.
+    """
+
+    function: str
+    names: Mapping[Argument, str] = dataclasses.field(default_factory=dict)
+    shapes: str = ""
+
+    def name(self, argument: Argument) -> str:
+        """What the caller calls lax's `argument`."""
+        return self.names.get(argument, argument)
+
+    def given(self, x_shape: Sequence[int], kernel_shape: Sequence[int]) -> "Caller":
+        """The caller, with operands of these shapes."""
+        x, kernel = self.name("lhs"), self.name("rhs")
+        shapes = f"{x}.shape={tuple(x_shape)}, {kernel}.shape={tuple(kernel_shape)}"
+        return dataclasses.replace(self, shapes=shapes)
+
+    def error(
+        self,
+        kind: type[Exception],
+        rule: str,
+        argument: Argument,
+        value: object,
+        advice: str,
+    ) -> Exception:
+        """``function: rule, but got argument=value (shapes). advice``."""
+        got = f"{self.name(argument)}={value!r}"
+        return kind(f"{self.function}: {rule}, but got {got} ({self.shapes}). {advice}")
+
+
+def static_int(
+    caller: Caller, argument: Argument, value: Any, whole: Any = None
+) -> int:
+    """`value` as an int, or as the symbolic dimension that it is.
+
+    Args:
+      caller: whom to name in errors.
+      argument: where the value stands.
+      value: what should be an int.
+      whole: the argument's value, if `value` is a part of it.
+
+    Raises:
+      TypeError: if it is neither.
+    """
+    if jax.export.is_symbolic_dim(value):
+        return value  # pyright: ignore[reportReturnType] # it computes as an int
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError("a bool is no size")
+        return operator.index(value)
+    except TypeError as cause:
+        advice = "Pass Python ints."
+        if isinstance(value, jax.Array):
+            advice += (
+                " A traced value cannot shape a program: compute it outside of jit, or "
+                "mark it static, as with jax.jit(..., static_argnums=...)."
+            )
+        rule = f"{caller.name(argument)} must be made of ints known at trace time"
+        shown = value if whole is None else whole
+        raise caller.error(TypeError, rule, argument, shown, advice) from cause
+
+
+def per_axis(
+    caller: Caller, argument: Argument, value: Any, rank: int, least: int = 1
+) -> tuple[int, ...]:
+    """One int per spatial axis, from a sequence of them.
+
+    Args:
+      caller: whom to name in errors.
+      argument: what the sequence is.
+      value: the sequence.
+      rank: number of spatial axes.
+      least: the smallest value allowed.
+
+    Raises:
+      TypeError: if it is no sequence of ints.
+      ValueError: if there are not `rank` of them, or some are too small.
+    """
+    name = caller.name(argument)
+    rule = f"{name} must hold one int ≥ {least} per spatial axis ({rank})"
+    advice = f"Pass {rank}, in the order of the kernel's axes, such as {(1,) * rank}."
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise caller.error(TypeError, rule, argument, value, advice)
+    sizes = tuple(static_int(caller, argument, size, value) for size in value)
+    if len(sizes) != rank or any(is_static(size) and size < least for size in sizes):
+        raise caller.error(ValueError, rule, argument, value, advice)
+    return sizes
+
+
+def canonical_layout(
+    caller: Caller,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    dimension_numbers: DimensionNumbers,
+) -> lax.ConvDimensionNumbers:
+    """`dimension_numbers` in any of lax's forms as axis numbers.
+
+    Args:
+      caller: whom to name in errors.
+      x_shape: shape of the input, of rank n + 2.
+      kernel_shape: shape of the kernel, of the same rank.
+      dimension_numbers: None, three strings, or a `ConvDimensionNumbers`.
+
+    Returns:
+      Axis numbers of (batch, feature, *spatial) in input and output, and of (output
+      feature, input feature, *spatial) in the kernel.
+
+    Raises:
+      TypeError: if ranks differ, or an axis is named twice, or not at all.
+    """
+    shapes, rank = (tuple(x_shape), tuple(kernel_shape)), len(x_shape)
+    caller = caller.given(*shapes)
+    if rank != len(kernel_shape) or rank < 2:
+        raise TypeError(
+            f"{caller.function}: {caller.name('lhs')} and {caller.name('rhs')} must "
+            "have the same rank, n + 2 for n ≥ 0 spatial axes, but got "
+            f"{caller.shapes}. Add the batch, feature or spatial axis that is missing."
+        )
+    rule = "dimension_numbers must tell the place of every axis once"
+    advice = (
+        "Pass three strings such as ('NHWC', 'HWIO', 'NHWC'), a "
+        "jax.lax.ConvDimensionNumbers, or None for the default."
+    )
+
+    def error(advice: str) -> Exception:
+        return caller.error(
+            TypeError, rule, "dimension_numbers", dimension_numbers, advice
+        )
+
+    if isinstance(dimension_numbers, lax.ConvDimensionNumbers):
+        axes = [tuple(map(int, part)) for part in dimension_numbers]
+        if any(sorted(part) != list(range(rank)) for part in axes):
+            raise error(advice)
+        return lax.ConvDimensionNumbers(*axes)
+    try:
+        return lax.conv_dimension_numbers(*shapes, dimension_numbers)
+    except TypeError as cause:
+        raise error(f"{advice} ({cause})") from cause
+
+
+def _pads(
+    caller: Caller,
+    value: Any,
+    x_spatial: Sequence[int],
+    windows: Sequence[int],
+    strides: Sequence[int],
+    lhs_dilation: Sequence[int],
+) -> Pads:
+    """(low, high) per spatial axis, from a string or from pairs."""
+    rank = len(windows)
+
+    def error(kind: type[Exception], rule: str, advice: str) -> Exception:
+        return caller.error(kind, rule, "padding", value, advice)
+
+    if isinstance(value, str):
+        if value.upper() not in PADDING_STRINGS:
+            rule = f"padding must be one of {', '.join(PADDING_STRINGS)}, or pairs"
+            raise error(ValueError, rule, "Pass (low, high) for each spatial axis.")
+        if any(dilation != 1 for dilation in lhs_dilation):
+            name = caller.name("lhs_dilation")
+            rule = f"padding as a string has no meaning beside {name} > 1"
+            advice = f"{name} is {tuple(lhs_dilation)}: pass pairs, or conv_transpose."
+            raise error(ValueError, rule, advice)
+        pads = lax.padtype_to_pads(x_spatial, windows, strides, value.upper())
+        return tuple((_plain(low), _plain(high)) for low, high in pads)
+    rule = f"padding must be a string or one (low, high) pair per spatial axis ({rank})"
+    advice = f"Pass {rank} pairs, such as {((1, 1),) * rank}."
+    if not isinstance(value, Sequence | np.ndarray) or any(
+        not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2 for pair in value
+    ):
+        raise error(ValueError, rule, advice)
+    if len(value) != rank:
+        raise error(TypeError, rule, advice)
+    pads = []
+    for i, (low, high) in enumerate(value):
+        low, high = (static_int(caller, "padding", pad, value) for pad in (low, high))
+        extent = dilated(x_spatial[i], lhs_dilation[i])
+        if is_static(extent, low, high) and extent + low + high < 0:
+            rule = f"padding must not crop more than there is ({extent} on axis {i})"
+            raise error(ValueError, rule, "Crop less, or pad the other side.")
+        pads.append((low, high))
+    return tuple(pads)
+
+
+def _plain(size: Any) -> Any:
+    """NumPy ints as Python's; symbolic dimensions as they are."""
+    return int(size) if is_static(size) else size
+
+
+def _check_groups(
+    caller: Caller,
+    counts: dict[Argument, int],
+    batch: int,
+    in_features: int,
+    kernel_in_features: int,
+    out_features: int,
+) -> None:
+    """Refuse group counts that do not divide what they group."""
+
+    def require(argument: Argument, holds: bool, rule: str, advice: str) -> None:
+        if not holds:
+            raise caller.error(ValueError, rule, argument, counts[argument], advice)
+
+    divided: dict[Argument, dict[str, int]] = {
+        "feature_group_count": {"input features": in_features},
+        "batch_group_count": {"batch": batch},
+    }
+    for argument, sizes in divided.items():
+        count, name = counts[argument], caller.name(argument)
+        if not is_static(count):
+            continue
+        rule = f"{name} must be at least 1"
+        require(argument, count > 0, rule, "Pass 1 for an ordinary convolution.")
+        for what, size in {**sizes, "output features": out_features}.items():
+            require(
+                argument,
+                not is_static(size) or size % count == 0,
+                f"{name} must divide the {what}, and {size} is no multiple",
+                f"Change {name} or the {what}, or check dimension_numbers.",
+            )
+    groups = counts["feature_group_count"]
+    name, batch_name = map(caller.name, divided)
+    require(
+        "batch_group_count",
+        not is_static(*counts.values()) or 1 in counts.values(),
+        f"only one of {name} and {batch_name} may be above 1",
+        f"{name} is {groups}: set one of the two to 1.",
+    )
+    require(
+        "feature_group_count",
+        not is_static(in_features, groups, kernel_in_features)
+        or kernel_in_features == in_features // groups,
+        f"the {caller.name('rhs')} must have input features // {name} = {in_features} "
+        f"// {groups} input features, and has {kernel_in_features}",
+        f"Check the kernel's shape and dimension_numbers, or set {name}.",
+    )
+
+
+def conv_spec(
+    caller: Caller,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    *,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: DimensionNumbers = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+) -> ConvSpec:
+    """Build the spec of a convolution from what a user wrote, or say what is wrong.
+
+    Takes what `jax.lax.conv_general_dilated` takes, in the same meaning: strides,
+    padding and dilations stand in the order of the kernel's spatial axes.
+
+    Args:
+      caller: whom to name in errors.
+      x_shape: shape of the input, of rank n + 2 for n ≥ 0 spatial axes.
+      kernel_shape: shape of the kernel, of the same rank.
+      window_strides: one int ≥ 1 per spatial axis.
+      padding: "SAME", "SAME_LOWER" or "VALID" in any case, or (low, high) pairs.
+      lhs_dilation: one int ≥ 1 per spatial axis; None for ones.
+      rhs_dilation: one int ≥ 1 per spatial axis; None for ones.
+      dimension_numbers: None, three strings, or a `ConvDimensionNumbers`.
+      feature_group_count: an int ≥ 1 that divides the channels and the features.
+      batch_group_count: an int ≥ 1 that divides the batch and the features.
+
+    Returns:
+      The spec, hashable, made of ints (and symbolic dimensions where shapes have them).
+
+    Raises:
+      TypeError: on a wrong kind of value, or wrong ranks.
+      ValueError: on a value out of range, or one that does not fit the shapes.
+
+    Example:
+      >>> spec = conv_spec(Caller("conv"), (1, 3, 8), (4, 3, 5),
+      ...                  window_strides=(2,), padding="SAME")
+      >>> spec.padding, spec.output_shape((1, 3, 8), (4, 3, 5))
+      (((1, 2),), (1, 4, 4))
+    """
+    layout = canonical_layout(caller, x_shape, kernel_shape, dimension_numbers)
+    caller, rank = caller.given(x_shape, kernel_shape), len(x_shape) - 2
+    strides = per_axis(caller, "window_strides", window_strides, rank)
+    x_dilation = kernel_dilation = (1,) * rank
+    if lhs_dilation is not None:
+        x_dilation = per_axis(caller, "lhs_dilation", lhs_dilation, rank)
+    if rhs_dilation is not None:
+        kernel_dilation = per_axis(caller, "rhs_dilation", rhs_dilation, rank)
+    given: dict[Argument, Any] = {
+        "feature_group_count": feature_group_count,
+        "batch_group_count": batch_group_count,
+    }
+    groups: dict[Argument, int] = {
+        name: static_int(caller, name, count) for name, count in given.items()
+    }
+    batch, channels, *x_spatial = (x_shape[axis] for axis in layout.lhs_spec)
+    features, kernel_channels, *taps = (kernel_shape[axis] for axis in layout.rhs_spec)
+    _check_groups(caller, groups, batch, channels, kernel_channels, features)
+    windows = [dilated(k, d) for k, d in zip(taps, kernel_dilation, strict=True)]
+    return ConvSpec(
+        window_strides=strides,
+        padding=_pads(caller, padding, x_spatial, windows, strides, x_dilation),
+        lhs_dilation=x_dilation,
+        rhs_dilation=kernel_dilation,
+        dimension_numbers=layout,
+        feature_group_count=groups["feature_group_count"],
+        batch_group_count=groups["batch_group_count"],
+    )
+
+
+def conv_numerics(
+    caller: Caller, x: Any, kernel: Any, precision: Any, preferred_element_type: Any
+) -> dict[str, Any]:
+    """Check and canonicalise what a convolution has beside its geometry.
+
+    Args:
+      caller: whom to name in errors.
+      x: the input, or its type.
+      kernel: the kernel, or its type.
+      precision: as `jax.lax.conv_general_dilated` takes it; None for the default of
+        `jax.default_matmul_precision`, which is read here, at trace time.
+      preferred_element_type: dtype of the sums and the result; None for that of `x`.
+
+    Returns:
+      The two as hashable keyword arguments for `jaxconv.primitive.conv`.
+
+    Raises:
+      TypeError: if the dtypes differ or `preferred_element_type` does not suit them.
+      ValueError: if `precision` is none that lax knows.
+    """
+    name = caller.name("rhs")
+    dtypes = f"{caller.name('lhs')}.dtype={x.dtype}, {name}.dtype={kernel.dtype}"
+    if x.dtype != kernel.dtype:
+        raise TypeError(
+            f"{caller.function}: {caller.name('lhs')} and {name} must have the same "
+            f"dtype, but got {dtypes}. Convert one with .astype(...)."
+        )
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    numerics = {"precision": precision, "preferred_element_type": None}
+    try:
+        if preferred_element_type is not None:
+            preferred = jax.dtypes.canonicalize_dtype(preferred_element_type)
+            numerics["preferred_element_type"] = preferred
+        _let_lax_judge(x.dtype, **numerics)
+    except (TypeError, ValueError) as cause:
+        raise type(cause)(
+            f"{caller.function}: precision and preferred_element_type must suit the "
+            f"operands, but got precision={precision!r}, "
+            f"preferred_element_type={preferred_element_type!r} ({dtypes}). {cause}"
+        ) from cause
+    return numerics
+
+
+@functools.lru_cache(maxsize=256)
+def _let_lax_judge(dtype: Any, precision: Any, preferred_element_type: Any) -> None:
+    """Trace the smallest convolution with these numerics."""
+    jax.eval_shape(
+        functools.partial(
+            lax.conv_general_dilated,
+            window_strides=(),
+            padding=(),
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        ),
+        *[jax.ShapeDtypeStruct((1, 1), dtype)] * 2,
+    )

@@ -1,0 +1,151 @@
+"""The static description of a convolution: what it computes, and of which shape.
+
+A convolution of an input `x` with a kernel `k` is, in canonical axis order,
+
+    y[n, f, o] = Σ_{c, t} x̃[n, c, s·o + d·t − p] · k[f, c, t]
+
+per spatial axis with window stride s, kernel dilation d and low padding p. x̃ is x with
+L − 1 zeros between neighbours (input dilation L), and zero outside of its range. With
+`feature_group_count` G the channels of `x` and the features of `k` fall into G blocks
+that are convolved pair by pair; with `batch_group_count` G it is the batch of `x`, in
+place of its channels.
+
+`ConvSpec` holds s, p, L, d, the layout and the group counts; `ConvProblem` adds what a
+planner must know: the shapes and dtypes. Both are hashable, so that they may be static
+parameters of a JAX primitive and keys of a cache. Sizes are ints, or the symbolic
+dimensions of `jax.export.symbolic_shape`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+Pads = tuple[tuple[int, int], ...]
+
+
+def is_static(*sizes: object) -> bool:
+    """Whether every size is an int (and none a symbolic dimension).
+
+    Example:
+      >>> is_static(3, 4)
+      True
+    """
+    return all(isinstance(size, int | np.integer) for size in sizes)
+
+
+def dilated(size: int, dilation: int) -> int:
+    """Extent of `size` points that lie `dilation` apart; no points have no extent.
+
+    Example:
+      >>> dilated(3, 2), dilated(0, 2)
+      (5, 0)
+    """
+    return 0 if is_static(size) and size == 0 else (size - 1) * dilation + 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConvSpec:
+    """Everything about a convolution but its shapes and dtypes.
+
+    Attributes:
+      window_strides: s ≥ 1 per spatial axis.
+      padding: (low, high) per spatial axis, of the dilated input; negative ones crop.
+      lhs_dilation: L ≥ 1 per spatial axis, the input dilation.
+      rhs_dilation: d ≥ 1 per spatial axis, the kernel dilation.
+      dimension_numbers: where (batch, feature, *spatial) stand in `x` and `y`, and
+        (output feature, input feature, *spatial) in the kernel.
+      feature_group_count: G ≥ 1, blocks of input channels.
+      batch_group_count: G ≥ 1, blocks of the input's batch; one of the two is 1.
+    """
+
+    window_strides: tuple[int, ...]
+    padding: Pads
+    lhs_dilation: tuple[int, ...]
+    rhs_dilation: tuple[int, ...]
+    dimension_numbers: lax.ConvDimensionNumbers
+    feature_group_count: int = 1
+    batch_group_count: int = 1
+
+    def replace(self, **changes: Any) -> "ConvSpec":
+        """The spec with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def groups(self) -> int:
+        """Number of independent convolutions, of either kind."""
+        return self.feature_group_count * self.batch_group_count
+
+    def output_shape(
+        self, x_shape: Sequence[int], kernel_shape: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Shape of `y`: ⌊(dilated x + padding − dilated kernel) / s⌋ + 1 per axis."""
+        x_axes, kernel_axes, y_axes = self.dimension_numbers
+        shape = [0] * len(x_axes)
+        shape[y_axes[0]] = x_shape[x_axes[0]] // self.batch_group_count
+        shape[y_axes[1]] = kernel_shape[kernel_axes[0]]
+        for i, stride in enumerate(self.window_strides):
+            extent = dilated(x_shape[x_axes[2 + i]], self.lhs_dilation[i])
+            extent += sum(self.padding[i])
+            window = dilated(kernel_shape[kernel_axes[2 + i]], self.rhs_dilation[i])
+            shape[y_axes[2 + i]] = max((extent - window) // stride + 1, 0)
+        return tuple(shape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConvProblem:
+    """A convolution to be computed: the spec with its shapes and dtypes.
+
+    Attributes:
+      spec: the geometry.
+      x_shape: shape of the input, in the spec's layout.
+      kernel_shape: shape of the kernel, in the spec's layout.
+      dtype: dtype of both operands.
+      precision: as in lax, canonical.
+      preferred_element_type: dtype of the sums and of the result; None for `dtype`.
+      out_sharding: explicit sharding of the result, or None.
+    """
+
+    spec: ConvSpec
+    x_shape: tuple[int, ...]
+    kernel_shape: tuple[int, ...]
+    dtype: np.dtype
+    precision: Any = None
+    preferred_element_type: np.dtype | None = None
+    out_sharding: Any = None
+
+    @property
+    def output_dtype(self) -> np.dtype:
+        """Dtype of the result."""
+        return self.preferred_element_type or self.dtype
+
+    @property
+    def is_static(self) -> bool:
+        """Whether all sizes are ints: a symbolic dimension cannot be planned."""
+        pads = [pad for pair in self.spec.padding for pad in pair]
+        groups = (self.spec.feature_group_count, self.spec.batch_group_count)
+        return is_static(*self.x_shape, *self.kernel_shape, *pads, *groups)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the result, in the spec's layout."""
+        return self.spec.output_shape(self.x_shape, self.kernel_shape)
+
+    @property
+    def x_spatial(self) -> tuple[int, ...]:
+        """Spatial sizes of the input."""
+        return tuple(self.x_shape[a] for a in self.spec.dimension_numbers.lhs_spec[2:])
+
+    @property
+    def kernel_spatial(self) -> tuple[int, ...]:
+        """Spatial sizes of the kernel."""
+        axes = self.spec.dimension_numbers.rhs_spec[2:]
+        return tuple(self.kernel_shape[a] for a in axes)
+
+    @property
+    def output_spatial(self) -> tuple[int, ...]:
+        """Spatial sizes of the result."""
+        shape = self.output_shape
+        return tuple(shape[a] for a in self.spec.dimension_numbers.out_spec[2:])

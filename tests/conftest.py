@@ -1,0 +1,37 @@
+"""Strict JAX for every test: no silent promotion, no silent broadcasting, 4 devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first call of each shape compiles: no deadline. The same examples every time.
+hypothesis.settings.register_profile("jaxconv", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("jaxconv")
+
+
+@pytest.fixture
+def integers():
+    """Draws small-integer float32 arrays: every sum of products of them is exact."""
+    generator = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return generator.integers(-4, 5, shape).astype(np.float32)
+
+    return draw
+
+
+@pytest.fixture
+def x64():
+    """Runs the test with 64-bit types."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,420 @@
+"""What users may write, and the errors for what they may not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxconv
+import jaxconv.lax
+from jaxconv.arguments import Caller, conv_spec
+from jaxconv.cases import CASES, random_case
+from jaxconv.functional import ConvParams
+
+X, K = jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 6, 4))
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, *map(random_case, range(40))], ids=lambda case: case.name
+)
+def test_shape_rule_is_that_of_lax(case):
+    spec = conv_spec(Caller("t"), case.x_shape, case.kernel_shape, **case.geometry)
+    expected = jax.eval_shape(
+        lambda x, k: lax.conv_general_dilated(x, k, **case.geometry),
+        jax.ShapeDtypeStruct(case.x_shape, jnp.float32),
+        jax.ShapeDtypeStruct(case.kernel_shape, jnp.float32),
+    )
+    assert spec.output_shape(case.x_shape, case.kernel_shape) == expected.shape
+
+
+def test_spec_is_made_of_plain_ints_and_equal_however_it_was_written():
+    shapes = (2, 8, 8, 6), (3, 3, 6, 4)
+    layout = lax.conv_dimension_numbers(*shapes, NHWC)
+    written = [
+        conv_spec(
+            Caller("t"),
+            *shapes,
+            window_strides=strides,
+            padding=padding,
+            dimension_numbers=numbers,
+        )
+        for strides, padding, numbers in [
+            ((1, 2), "SAME", NHWC),
+            ([1, 2], "same", list(NHWC)),
+            (np.array([1, 2]), [(1, 1), (0, 1)], layout),
+            ((np.int64(1), 2), ((1, np.int32(1)), [0, 1]), layout),
+        ]
+    ]
+    assert len(set(written)) == 1
+    assert {type(n) for n in written[2].window_strides + written[3].padding[0]} == {int}
+
+
+def lax_conv(
+    x=X, k=K, strides: Any = (1, 1), padding: Any = "SAME", numbers: Any = NHWC, **more
+):
+    return jaxconv.lax.conv_general_dilated(
+        x, k, strides, padding, dimension_numbers=numbers, **more
+    )
+
+
+def forward(x=X, k=K, **options):
+    return jaxconv.conv_forward(ConvParams(k), x, **options)
+
+
+def vjp(g=X, **options):
+    return jaxconv.conv_vjp(ConvParams(K), X, g, **options)
+
+
+def transposed(x=X, k=K, **options):
+    return jaxconv.conv_transpose_forward(ConvParams(k), x, **options)
+
+
+LAX_ERRORS = {
+    "rank": (lambda: lax_conv(x=X[0]), TypeError, r"same rank.*\(8, 8, 6\).*Add the"),
+    "rank-0": (
+        lambda: jaxconv.lax.conv(jnp.ones(3), jnp.ones(3), (), ()),
+        TypeError,
+        r"^conv: lhs and rhs must have the same rank, n \+ 2.*lhs.shape=\(3,\)",
+    ),
+    "channels": (
+        lambda: lax_conv(k=K[:, :, :5]),
+        ValueError,
+        r"rhs must have input features // feature_group_count = 6 // 1 .* has 5, but "
+        r"got feature_group_count=1 \(lhs.shape=\(2, 8, 8, 6\), rhs.shape=\(3, 3, 5, 4",
+    ),
+    "groups-not-dividing-channels": (
+        lambda: lax_conv(feature_group_count=4),
+        ValueError,
+        "feature_group_count must divide the input features, and 6 is no multiple",
+    ),
+    "groups-not-dividing-features": (
+        lambda: lax_conv(k=jnp.ones((3, 3, 2, 4)), feature_group_count=3),
+        ValueError,
+        "feature_group_count must divide the output features, and 4 is no multiple",
+    ),
+    "batch-groups-not-dividing": (
+        lambda: lax_conv(x=jnp.ones((3, 8, 8, 6)), batch_group_count=2),
+        ValueError,
+        "batch_group_count must divide the batch, and 3 is no multiple",
+    ),
+    "batch-groups-not-dividing-features": (
+        lambda: lax_conv(k=jnp.ones((3, 3, 6, 5)), batch_group_count=2),
+        ValueError,
+        "batch_group_count must divide the output features, and 5",
+    ),
+    "both-groups": (
+        lambda: lax_conv(feature_group_count=2, batch_group_count=2),
+        ValueError,
+        "only one of feature_group_count and batch_group_count may be above 1",
+    ),
+    "no-groups": (
+        lambda: lax_conv(feature_group_count=0),
+        ValueError,
+        "feature_group_count must be at least 1, but got feature_group_count=0",
+    ),
+    "negative-batch-groups": (
+        lambda: lax_conv(batch_group_count=-1),
+        ValueError,
+        "batch_group_count must be at least 1, but got batch_group_count=-1",
+    ),
+    "number-of-strides": (
+        lambda: lax_conv(strides=(1, 1, 1)),
+        ValueError,
+        r"window_strides must hold one int ≥ 1 per spatial axis \(2\), but got "
+        r"window_strides=\(1, 1, 1\)",
+    ),
+    "zero-stride": (
+        lambda: lax_conv(strides=(0, 1)),
+        ValueError,
+        r"int ≥ 1 .* but got window_strides=\(0, 1\)",
+    ),
+    "float-stride": (
+        lambda: lax_conv(strides=(1.0, 1)),
+        TypeError,
+        "window_strides must be made of ints known at trace time",
+    ),
+    "int-stride": (
+        lambda: lax_conv(strides=2),
+        TypeError,
+        r"window_strides must hold one int.*such as \(1, 1\)",
+    ),
+    "lhs-dilation": (
+        lambda: lax_conv(padding=((0, 0),) * 2, lhs_dilation=(1, 0)),
+        ValueError,
+        r"lhs_dilation must hold .* but got lhs_dilation=\(1, 0\)",
+    ),
+    "rhs-dilation": (
+        lambda: lax_conv(rhs_dilation=(1,)),
+        ValueError,
+        r"rhs_dilation must hold .* but got rhs_dilation=\(1,\)",
+    ),
+    "padding-string": (
+        lambda: lax_conv(padding="FULL"),
+        ValueError,
+        "padding must be one of SAME, SAME_LOWER, VALID, or pairs, but got "
+        "padding='FULL'",
+    ),
+    "padding-string-dilated": (
+        lambda: lax_conv(lhs_dilation=(2, 1)),
+        ValueError,
+        r"padding as a string has no meaning beside lhs_dilation > 1.*conv_transpose",
+    ),
+    "padding-no-pairs": (
+        lambda: lax_conv(padding=(3, 3)),
+        ValueError,
+        r"one \(low, high\) pair per spatial axis \(2\), but got padding=\(3, 3\)",
+    ),
+    "padding-int": (lambda: lax_conv(padding=3), ValueError, "but got padding=3"),
+    "padding-triple": (
+        lambda: lax_conv(padding=[(1, 1), (1, 1, 1)]),
+        ValueError,
+        r"pair per spatial axis",
+    ),
+    "padding-count": (
+        lambda: lax_conv(padding=[(1, 1)]),
+        TypeError,
+        r"pair per spatial axis \(2\), but got padding=\[\(1, 1\)\]",
+    ),
+    "padding-float": (
+        lambda: lax_conv(padding=[(1, 1), (0.5, 1)]),
+        TypeError,
+        "padding must be made of ints",
+    ),
+    "padding-crops-too-much": (
+        lambda: lax_conv(padding=[(0, 0), (-5, -4)]),
+        ValueError,
+        r"padding must not crop more than there is \(8 on axis 1\)",
+    ),
+    "dtype": (
+        lambda: lax_conv(k=K.astype(jnp.bfloat16)),
+        TypeError,
+        "lhs and rhs must have the same dtype, but got lhs.dtype=float32, "
+        r"rhs.dtype=bfloat16. Convert one",
+    ),
+    "preferred": (
+        lambda: lax_conv(preferred_element_type=jnp.float16),
+        TypeError,
+        "preferred_element_type.*float16.*lhs.dtype=float32",
+    ),
+    "precision": (
+        lambda: lax_conv(precision="sharp"),
+        ValueError,
+        "but got precision='sharp'",
+    ),
+    "layout-letters": (
+        lambda: lax_conv(numbers=("NHWC", "HWIX", "NHWC")),
+        TypeError,
+        r"dimension_numbers must tell the place of every axis once, but got",
+    ),
+    "layout-count": (
+        lambda: lax_conv(numbers=("NHWC", "HWIO")),
+        TypeError,
+        "dimension_numbers must tell",
+    ),
+    "layout-length": (
+        lambda: lax_conv(numbers=("NHC", "HIO", "NHC")),
+        TypeError,
+        r"dimension_numbers.*\(2, 8, 8, 6\)",
+    ),
+    "layout-axes": (
+        lambda: lax_conv(
+            numbers=lax.ConvDimensionNumbers((0, 3, 1, 1), (3, 2, 0, 1), (0, 3, 1, 2))
+        ),
+        TypeError,
+        "place of every axis once",
+    ),
+    "transpose-default-layout": (
+        lambda: jaxconv.lax.conv_transpose(
+            jnp.ones((1,) * 6), jnp.ones((1,) * 6), (1,) * 4, "SAME"
+        ),
+        ValueError,
+        "conv_transpose: dimension_numbers have a default for 0 to 3 spatial axes",
+    ),
+    "transpose-strides": (
+        lambda: jaxconv.lax.conv_transpose(X, K, (2,), "SAME"),
+        ValueError,
+        r"^conv_transpose: strides must hold .* but got strides=\(2,\)",
+    ),
+    "transpose-consistent-count": (
+        lambda: jaxconv.lax.conv_transpose(
+            X, K, (2, 2), [(1, 1)], use_consistent_padding=True
+        ),
+        TypeError,
+        r"one pair per spatial axis \(2\), but got padding=\[\(1, 1\)\]",
+    ),
+    "local-kernel": (
+        lambda: jaxconv.lax.conv_general_dilated_local(
+            jnp.ones((1, 2, 5)), jnp.ones((4, 6, 4)), (1,), "VALID", (3,)
+        ),
+        TypeError,
+        r"conv_general_dilated_local: rhs must have .* = \(6, 3\).*\(4, 6, 4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAX_ERRORS)
+def test_lax_drop_ins_say_what_is_wrong(name):
+    call, kind, match = LAX_ERRORS[name]
+    with pytest.raises(kind, match=match):
+        call()
+
+
+def test_traced_strides_are_refused():
+    with pytest.raises(TypeError, match=r"window_strides.*static_argnums"):
+        jax.jit(lambda s: lax_conv(strides=(s, 1)))(2)
+    with pytest.raises(TypeError, match=r"padding must be made of ints known at trace"):
+        jax.jit(lambda p: forward(padding=p))(2)
+
+
+FUNCTIONAL_ERRORS = {
+    "unknown-keyword": (
+        lambda: forward(stride=2),
+        TypeError,
+        r"conv_forward: keywords must be known ones, but got stride=2. Did you mean "
+        "strides",
+    ),
+    "unknown-keyword-vjp": (
+        lambda: vjp(rate=2),
+        TypeError,
+        "conv_vjp: keywords must be known ones, but got rate=2",
+    ),
+    "unknown-keyword-transposed": (
+        lambda: transposed(input_dilation=2),
+        TypeError,
+        "conv_transpose_forward: keywords .* got input_dilation=2",
+    ),
+    "groups": (
+        lambda: forward(groups=4),
+        ValueError,
+        r"conv_forward: groups must divide the input features, and 6 is no multiple, "
+        r"but got groups=4 \(x.shape=\(2, 8, 8, 6\), kernel.shape=\(3, 3, 6, 4\)\)",
+    ),
+    "strides": (
+        lambda: forward(strides=(1, 2, 3)),
+        ValueError,
+        r"strides must hold one int ≥ 1 per spatial axis \(2\)",
+    ),
+    "zero-dilation": (lambda: forward(dilation=0), ValueError, r"dilation=\(0, 0\)"),
+    "padding-string": (
+        lambda: forward(padding="CIRCLE"),
+        ValueError,
+        "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, CIRCULAR, REFLECT, "
+        "REPLICATE, an int.*padding='CIRCLE'",
+    ),
+    "padding-pair-for-one-axis": (
+        lambda: forward(jnp.ones((2, 8, 3)), jnp.ones((3, 3, 4)), padding=(1, 2)),
+        ValueError,
+        r"per spatial axis \(1\), but got padding=\(1, 2\).*\(\(1, 1\),\)",
+    ),
+    "padding-strings": (
+        lambda: forward(padding=("SAME", "SAME")),
+        ValueError,
+        r"but got padding=\('SAME', 'SAME'\)",
+    ),
+    "padding-border-dilated": (
+        lambda: forward(padding="REFLECT", input_dilation=2),
+        ValueError,
+        "padding by REFLECT needs points of x to continue, undilated",
+    ),
+    "rank": (lambda: forward(X[0, 0]), ValueError, r"x n spatial axes.*\(8, 6\)"),
+    "kernel-rank": (lambda: forward(X, K[0, 0, 0]), ValueError, "n ≥ 0 spatial axes"),
+    "params-type": (
+        lambda: jaxconv.conv_forward(K, X),
+        TypeError,
+        r"conv_forward: params must be ConvParams\(kernel, bias\), or a mapping",
+    ),
+    "params-names": (
+        lambda: jaxconv.conv_forward({"weight": K}, X),
+        TypeError,
+        "params of type dict with leaves of shapes {'weight'",
+    ),
+    "params-nested": (
+        lambda: jaxconv.conv_forward({"params": {"kernel": K}}, X),
+        TypeError,
+        "Pass the parameters of one layer",
+    ),
+    "bias": (
+        lambda: jaxconv.conv_forward(ConvParams(K, jnp.ones(3)), X),
+        ValueError,
+        r"bias must have one entry per output feature, shape \(4,\).*\(3,\)",
+    ),
+    "cotangent-shape": (
+        lambda: jaxconv.conv_vjp(ConvParams(K), X, X),
+        ValueError,
+        r"conv_vjp: g must have the shape of the result, \(2, 8, 8, 4\), but got "
+        r"g.shape=\(2, 8, 8, 6\)",
+    ),
+    "cotangent-dtype": (
+        lambda: jaxconv.conv_vjp(
+            ConvParams(K), X, jnp.ones((2, 8, 8, 4), jnp.bfloat16)
+        ),
+        TypeError,
+        "g must have the dtype of the result, float32, but got g.dtype=bfloat16",
+    ),
+    "wrt": (
+        lambda: vjp(g=jnp.ones((2, 8, 8, 4)), wrt=["k"]),
+        ValueError,
+        r"wrt must name gradients among 'params' and 'x', but got wrt=\['k'\]",
+    ),
+    "dtype": (
+        lambda: forward(X.astype(jnp.bfloat16)),
+        TypeError,
+        "x and kernel must have the same dtype",
+    ),
+    "output-padding": (
+        lambda: transposed(strides=2, output_padding=2),
+        ValueError,
+        r"output_padding must be below the larger of stride and dilation \(2, 2\)",
+    ),
+    "output-padding-negative": (
+        lambda: transposed(output_padding=-1),
+        ValueError,
+        r"output_padding must hold one int ≥ 0 per spatial axis",
+    ),
+    "output-padding-circular": (
+        lambda: transposed(strides=2, padding="CIRCULAR", output_padding=1),
+        ValueError,
+        "0 beside CIRCULAR",
+    ),
+    "transposed-padding": (
+        lambda: transposed(padding="CAUSAL"),
+        ValueError,
+        "padding must be one of SAME, VALID, CIRCULAR",
+    ),
+    "transposed-kernel-groups": (
+        lambda: transposed(k=jnp.ones((3, 3, 2, 7)), groups=2, transpose_kernel=True),
+        ValueError,
+        r"kernel must have input features // groups = 6 // 2 .* has 4",
+    ),
+    "init-groups": (
+        lambda: jaxconv.init_conv_params(jax.random.key(0), 4, 6, 3, groups=3),
+        ValueError,
+        "init_conv_params: groups must divide the features, but got groups=3",
+    ),
+    "init-size": (
+        lambda: jaxconv.init_conv_params(jax.random.key(0), 4, 6, (3, 0)),
+        ValueError,
+        r"sizes must be at least 1, but got kernel_size=\(3, 0\)",
+    ),
+    "input-grad": (
+        lambda: jaxconv.conv_input_grad((2, 8, 8, 6), K, X),
+        ValueError,
+        "conv_input_grad: g must have the shape of the result",
+    ),
+    "kernel-grad": (
+        lambda: jaxconv.conv_kernel_grad(X, (3, 3, 6, 4), X),
+        ValueError,
+        "conv_kernel_grad: g must have the shape of the result",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL_ERRORS)
+def test_functions_say_what_is_wrong(name):
+    call, kind, match = FUNCTIONAL_ERRORS[name]
+    with pytest.raises(kind, match=match):
+        call()
