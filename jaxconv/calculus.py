@@ -1,0 +1,222 @@
+"""The gradients and the vmapped form of a convolution, each as a convolution.
+
+A convolution is bilinear in input and kernel. With a cotangent g of its output it is
+one trilinear form
+
+    T(x, k, g) = Σ_{n, f, o} g[n, f, o] Σ_{c, t} x̃[n, c, s·o + d·t − p] · k[f, c, t],
+
+where x̃ is x with L − 1 zeros between neighbours. Leaving out one of the three factors
+gives the output, the input gradient or the kernel gradient. All three sum over the
+solutions of one equation between positions i of x, t of k and o of g:
+
+    L·i = s·o + d·t − p                                                          (1)
+
+The convolution reads it as "window of k over x"; solving it for L·i (the input
+gradient) or for d·t (the kernel gradient) gives the same form with the letters
+exchanged, so each gradient is the convolution whose spec this file writes down. That
+closes the calculus: a gradient of a gradient is again one of the three.
+
+Sizes: x has I points per spatial axis, k has K, g has O; G groups.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconv.spec import ConvSpec, dilated
+
+
+def swapped(axes: Sequence[int]) -> tuple[int, ...]:
+    """Axis numbers with batch and feature (or output and input feature) exchanged."""
+    return (axes[1], axes[0], *axes[2:])
+
+
+def fold(x: jax.Array, source: int, target: int, outer: int = 1) -> jax.Array:
+    """Move axis `source` into `target`, whose index is then (outer, source, inner).
+
+    Args:
+      x: the array.
+      source: the axis to be folded away.
+      target: the axis that takes it in, numbered as in the result.
+      outer: blocks that stay outermost; divides the target's size.
+
+    Example:
+      >>> fold(jnp.arange(6).reshape(2, 3), 0, 0).tolist()
+      [0, 1, 2, 3, 4, 5]
+    """
+    size = x.shape[source]
+    x = jnp.moveaxis(x, source, target)  # [..., size, outer·inner, ...]
+    before, after = x.shape[:target], x.shape[target + 2 :]
+    if outer == 1:
+        return x.reshape(*before, size * x.shape[target + 1], *after)
+    inner = x.shape[target + 1] // outer
+    x = x.reshape(*before, size, outer, inner, *after)
+    x = jnp.swapaxes(x, target, target + 1)  # [..., outer, size, inner, ...]
+    return x.reshape(*before, outer * size * inner, *after)
+
+
+def unfold(y: jax.Array, axis: int, size: int, outer: int = 1) -> jax.Array:
+    """Undo `fold`: take the axis of `size` out of `axis`, and put it before it.
+
+    Example:
+      >>> unfold(jnp.arange(6), 0, 2).tolist()
+      [[0, 1, 2], [3, 4, 5]]
+    """
+    before, after = y.shape[:axis], y.shape[axis + 1 :]
+    if outer == 1:
+        return y.reshape(*before, size, y.shape[axis] // size, *after)
+    inner = y.shape[axis] // (outer * size)
+    y = y.reshape(*before, outer, size, inner, *after)
+    y = jnp.swapaxes(y, axis, axis + 1)  # [..., size, outer, inner, ...]
+    return y.reshape(*before, size, outer * inner, *after)
+
+
+def input_gradient(
+    spec: ConvSpec,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    y_shape: Sequence[int],
+) -> ConvSpec:
+    """Spec of the input gradient, a convolution of g with the `transposed_kernel`.
+
+    dx[n, c, i] = Σ_{f, o, t : (1)} g[n, f, o] · k[f, c, t]
+                = Σ_{f, t'} g̃[n, f, L·i + d·t' − (d·(K−1) − p)] · k[f, c, K−1−t']
+
+    With t = K−1−t' equation (1) reads s·o = L·i + d·t' − (d·(K−1) − p): windows that
+    step by L over g dilated by s, with low padding d·(K−1) − p. The high padding is
+    what makes I windows. Features and channels change places; batch groups come back
+    as feature groups, their G blocks of dx side by side in the features
+    (`ungrouped_input_gradient` moves them to the batch).
+    """
+    x_axes, kernel_axes, y_axes = spec.dimension_numbers
+    padding = []
+    for i, (low, _) in enumerate(spec.padding):
+        extent = dilated(x_shape[x_axes[2 + i]], spec.lhs_dilation[i])
+        window = dilated(kernel_shape[kernel_axes[2 + i]], spec.rhs_dilation[i])
+        g_extent = dilated(y_shape[y_axes[2 + i]], spec.window_strides[i])
+        new_low = window - 1 - low
+        padding.append((new_low, extent + window - 1 - g_extent - new_low))
+    return ConvSpec(
+        window_strides=spec.lhs_dilation,
+        padding=tuple(padding),
+        lhs_dilation=spec.window_strides,
+        rhs_dilation=spec.rhs_dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            y_axes, swapped(kernel_axes), x_axes
+        ),
+        feature_group_count=spec.groups,
+    )
+
+
+def transposed_kernel(axes: Sequence[int], groups: int, kernel: jax.Array) -> jax.Array:
+    """The kernel of the input gradient: k[f, c, K−1−t'], in the axis order of k.
+
+    Its output features are the channels c, so that each group's block moves from the
+    features (G, F/G) of k to its channels: [(G, F/G), C, t] → [F/G, (G, C), t].
+
+    Args:
+      axes: the kernel's (output feature, input feature, *spatial).
+      groups: G, of either kind.
+      kernel: k.
+    """
+    feature, channel, *spatial = axes
+    if groups > 1:
+        kernel = unfold(kernel, feature, groups)
+        kernel = fold(kernel, feature, channel)
+    return lax.rev(kernel, tuple(spatial))
+
+
+def ungrouped_input_gradient(spec: ConvSpec, dx: jax.Array) -> jax.Array:
+    """Move the batch groups from the features of `dx` back to its batch."""
+    batch, channel, *_ = spec.dimension_numbers.lhs_spec
+    if spec.batch_group_count > 1:
+        dx = unfold(dx, channel, spec.batch_group_count)
+        dx = fold(dx, channel, batch)
+    return dx
+
+
+def kernel_gradient(
+    spec: ConvSpec,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    y_shape: Sequence[int],
+) -> ConvSpec:
+    """Spec of the kernel gradient, the convolution of x with the window g.
+
+    dk[f, c, t] = Σ_{n, o} x̃[n, c, d·t + s·o − p] · g[n, f, o]
+
+    Windows step by d (one per tap) over x̃, and g is dilated by s; the high padding is
+    what makes K windows. The sum runs over the batch, which therefore is the channel
+    of this convolution, and the channels c are its batch: feature groups of the layer
+    are batch groups of the gradient, and batch groups are feature groups.
+    """
+    x_axes, kernel_axes, y_axes = spec.dimension_numbers
+    padding = []
+    for i, (low, _) in enumerate(spec.padding):
+        extent = dilated(x_shape[x_axes[2 + i]], spec.lhs_dilation[i])
+        window = dilated(kernel_shape[kernel_axes[2 + i]], spec.rhs_dilation[i])
+        g_extent = dilated(y_shape[y_axes[2 + i]], spec.window_strides[i])
+        padding.append((low, g_extent + window - 1 - extent - low))
+    return ConvSpec(
+        window_strides=spec.rhs_dilation,
+        padding=tuple(padding),
+        lhs_dilation=spec.lhs_dilation,
+        rhs_dilation=spec.window_strides,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            swapped(x_axes), swapped(y_axes), swapped(kernel_axes)
+        ),
+        feature_group_count=spec.batch_group_count,
+        batch_group_count=spec.feature_group_count,
+    )
+
+
+class Fold(NamedTuple):
+    """Into which axis of an array a mapped axis goes: see `fold`."""
+
+    axis: int
+    outer: int
+
+
+class Batched(NamedTuple):
+    """A vmapped convolution as one convolution of folded arrays."""
+
+    spec: ConvSpec
+    x: Fold | None
+    kernel: Fold | None
+    y: Fold
+
+
+def batched(
+    spec: ConvSpec, size: int, *, x_mapped: bool, kernel_mapped: bool
+) -> Batched:
+    """The convolution that computes `size` convolutions at once, as vmap asks for.
+
+    The mapped index b joins an axis that the convolution carries along anyway:
+
+      x alone:      y[b, n, f, o] = conv(x[b], k)     b joins the batch
+      kernel alone: y[b, n, f, o] = conv(x, k[b])     b joins the features
+      both:         y[b, n, f, o] = conv(x[b], k[b])  b multiplies the groups
+
+    Where blocks stand in that axis already (G batch groups in the batch, G groups of
+    either kind in the features) they stay outermost, so that block and block still
+    meet; with both mapped, b is the outermost block itself.
+    """
+    (batch, channel, *_), (feature, *_), (y_batch, y_feature, *_) = (
+        spec.dimension_numbers
+    )
+    if x_mapped and kernel_mapped:
+        if spec.batch_group_count > 1:
+            spec = spec.replace(batch_group_count=spec.batch_group_count * size)
+            x_axis = batch
+        else:
+            spec = spec.replace(feature_group_count=spec.feature_group_count * size)
+            x_axis = channel
+        return Batched(spec, Fold(x_axis, 1), Fold(feature, 1), Fold(y_feature, 1))
+    if x_mapped:
+        into_batch = Fold(batch, spec.batch_group_count)
+        return Batched(spec, into_batch, None, Fold(y_batch, 1))
+    into_features = Fold(feature, spec.groups)
+    return Batched(spec, None, into_features, Fold(y_feature, spec.groups))
