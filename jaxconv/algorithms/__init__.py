@@ -1,0 +1,39 @@
+"""Identities that compute a convolution by simpler convolutions and data movement.
+
+One identity per file, each a module with the two functions of `Algorithm`. An algorithm
+is handed the function that computes its smaller convolutions, so that it knows neither
+the planner nor the primitive, and algorithms nest to any depth.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+
+from jaxconv.algorithms import crop, direct, subpixel
+from jaxconv.spec import ConvProblem, ConvSpec
+
+Conv = Callable[[ConvSpec, jax.Array, jax.Array], jax.Array]
+"""Computes the convolution of that spec: ``conv(spec, x, kernel)``."""
+
+
+class Algorithm(Protocol):
+    """What each module of this package offers."""
+
+    def applies(self, problem: ConvProblem) -> bool:
+        """Whether the identity holds for `problem` and simplifies it."""
+        ...
+
+    def run(
+        self, problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv
+    ) -> jax.Array:
+        """Compute `problem`, leaving smaller convolutions to `conv`."""
+        ...
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "crop": crop,
+    "subpixel": subpixel,
+    "direct": direct,
+}
+"""Every algorithm by its name, which is the name of its file."""
