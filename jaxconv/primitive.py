@@ -1,0 +1,265 @@
+"""The one JAX primitive, `conv_p`: a convolution by its spec, with every rule.
+
+It is bilinear, so that forward and reverse mode, their compositions and linear
+transposition follow from two transposes, which `calculus` writes as convolutions again.
+Batching maps it to itself. Lowering asks the planner, per platform.
+
+    y = conv(x, kernel, spec)                 bind the primitive
+    dx = input_gradient(g, kernel, x)         its transpose in x
+    dkernel = kernel_gradient(g, x, kernel)   its transpose in the kernel
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxconv import calculus
+from jaxconv.algorithms import ALGORITHMS, direct
+from jaxconv.planner import plan
+from jaxconv.spec import ConvProblem, ConvSpec, is_static
+
+conv_p = Primitive("jaxconv")
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    spec: ConvSpec,
+    *,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: Any = None,
+) -> jax.Array:
+    """The convolution of `x` with `kernel`, differentiable and mappable.
+
+    Args:
+      x: the input, in the spec's layout.
+      kernel: the kernel, of the same dtype.
+      spec: what `jaxconv.spec.conv_spec` returned for the two shapes.
+      precision: canonical, that is None, a `lax.Precision` or a pair of them.
+      preferred_element_type: a dtype, or None.
+      out_sharding: a `NamedSharding` in explicit mode, or None.
+    """
+    x, kernel = _varying_alike(x, kernel)
+    return conv_p.bind(
+        x,
+        kernel,
+        spec=spec,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=out_sharding,
+    )
+
+
+def _varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Inside shard_map, mark each array as varying wherever one of them is."""
+    axes = [jax.typeof(array).mat.varying for array in arrays]
+    together = frozenset.union(*axes)
+    return [
+        lax.pcast(array, tuple(together - own), to="varying")
+        if together - own
+        else array
+        for array, own in zip(arrays, axes, strict=True)
+    ]
+
+
+def _explicit(sharding: Any) -> NamedSharding | None:
+    """The sharding if it belongs to the type (explicit mode), else None."""
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    return sharding
+
+
+def _problem(x: Any, kernel: Any, **params: Any) -> ConvProblem:
+    """The problem that the operands (or their avals) and parameters pose."""
+    return ConvProblem(
+        x_shape=tuple(x.shape),
+        kernel_shape=tuple(kernel.shape),
+        dtype=x.dtype,
+        **params,
+    )
+
+
+def _stock(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """The same convolution by lax."""
+    return direct.run(_problem(x, kernel, **params), x, kernel, _stock)
+
+
+@conv_p.def_abstract_eval
+def _abstract_eval(x: Any, kernel: Any, **params: Any) -> Any:
+    # lax's own rules: shape and dtype, and explicit shardings and varying axes too.
+    (aval,) = jax.make_jaxpr(partial(_stock, **params))(x, kernel).out_avals
+    return aval
+
+
+def _run(x: jax.Array, kernel: jax.Array, *, platform: str, **params: Any) -> jax.Array:
+    """Compute the convolution by the algorithms that the planner chooses."""
+
+    def run(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        problem = _problem(x, kernel, **{**params, "spec": spec})
+        algorithm = ALGORITHMS[plan(problem, platform).algorithm]
+        return algorithm.run(problem, x, kernel, run)
+
+    return run(params["spec"], x, kernel)
+
+
+conv_p.def_impl(
+    jax.jit(
+        conv_p.bind,
+        static_argnames=("spec", "precision", "preferred_element_type", "out_sharding"),
+    )
+)
+for _platform in ("cpu", None):
+    _lowering = mlir.lower_fun(
+        partial(_run, platform=_platform or "this platform"), multiple_results=False
+    )
+    mlir.register_lowering(conv_p, _lowering, platform=_platform)
+
+
+def _is_empty(*arrays: Any) -> bool:
+    """Whether some array has no entries, so that a sum over it has no terms."""
+    return any(is_static(size) and size == 0 for a in arrays for size in a.shape)
+
+
+def input_gradient(
+    g: jax.Array,
+    kernel: jax.Array,
+    x_type: Any,
+    *,
+    spec: ConvSpec,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """Σ_{f, o, t} g[n, f, o]·k[f, c, t]: see `calculus.input_gradient`.
+
+    Args:
+      g: cotangent of the output.
+      kernel: the kernel; converted to the dtype of `g`, as lax does.
+      x_type: `jax.typeof` the input: shape, dtype and sharding of the result.
+      spec: of the convolution, not of its gradient.
+      precision: of the gradient's convolution.
+      preferred_element_type: of the gradient's convolution.
+    """
+    if _is_empty(g, x_type):
+        return jnp.zeros(x_type.shape, x_type.dtype)
+    kernel_axes = spec.dimension_numbers.rhs_spec
+    flipped = calculus.transposed_kernel(kernel_axes, spec.groups, kernel)
+    dx = conv(
+        g,
+        flipped.astype(g.dtype),
+        calculus.input_gradient(spec, x_type.shape, kernel.shape, g.shape),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=_explicit(x_type.sharding),
+    )
+    return calculus.ungrouped_input_gradient(spec, dx).astype(x_type.dtype)
+
+
+def kernel_gradient(
+    g: jax.Array,
+    x: jax.Array,
+    kernel_type: Any,
+    *,
+    spec: ConvSpec,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """Σ_{n, o} x̃[n, c, d·t + s·o − p]·g[n, f, o]: see `calculus.kernel_gradient`.
+
+    Args:
+      g: cotangent of the output.
+      x: the input; converted to the dtype of `g`, as lax does.
+      kernel_type: `jax.typeof` the kernel: shape, dtype and sharding of the result.
+      spec: of the convolution, not of its gradient.
+      precision: of the gradient's convolution.
+      preferred_element_type: of the gradient's convolution.
+    """
+    if _is_empty(g, kernel_type):
+        return jnp.zeros(kernel_type.shape, kernel_type.dtype)
+    dkernel = conv(
+        x.astype(g.dtype),
+        g,
+        calculus.kernel_gradient(spec, x.shape, kernel_type.shape, g.shape),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=_explicit(kernel_type.sharding),
+    )
+    return dkernel.astype(kernel_type.dtype)
+
+
+def _transpose_x(g: Any, x: Any, kernel: Any, *, out_sharding: Any, **params: Any):
+    return input_gradient(g, kernel, x.aval, **params)
+
+
+def _transpose_kernel(g: Any, x: Any, kernel: Any, *, out_sharding: Any, **params: Any):
+    return kernel_gradient(g, x, kernel.aval, **params)
+
+
+ad.defbilinear(conv_p, _transpose_x, _transpose_kernel)
+
+
+def _batched_sharding(out_sharding: Any, axis_data: Any, y: calculus.Fold) -> Any:
+    """Explicit sharding of the folded result: a sharded mapped axis shards `y.axis`."""
+    mesh_axis = axis_data.explicit_mesh_axis
+    if out_sharding is None or not mesh_axis:
+        return out_sharding
+    names = list(out_sharding.spec)
+    if y.outer > 1 or names[y.axis] is not None:
+        raise NotImplementedError(
+            f"conv: vmap over an axis that is sharded over {mesh_axis} cannot fold it "
+            f"into axis {y.axis} of the output, but got out_sharding={out_sharding}. "
+            "Unshard one of the two axes, or map inside of shard_map."
+        )
+    names[y.axis] = mesh_axis
+    return NamedSharding(out_sharding.mesh, PartitionSpec(*names))
+
+
+def _batch(
+    axis_data: Any,
+    operands: Sequence[jax.Array],
+    mapped: Sequence[int | None],
+    *,
+    spec: ConvSpec,
+    out_sharding: Any,
+    **params: Any,
+) -> tuple[jax.Array, int | None]:
+    size = axis_data.size
+    (x, kernel), (x_axis, kernel_axis) = operands, mapped
+    x_mapped, kernel_mapped = x_axis is not None, kernel_axis is not None
+    if not (x_mapped or kernel_mapped):  # JAX asks even then
+        return conv(x, kernel, spec, out_sharding=out_sharding, **params), None
+    if is_static(size) and size == 0:  # groups cannot be multiplied by 0
+        single = (
+            jax.ShapeDtypeStruct(_without(x.shape, x_axis), x.dtype),
+            jax.ShapeDtypeStruct(_without(kernel.shape, kernel_axis), kernel.dtype),
+        )
+        y = jax.eval_shape(partial(_stock, spec=spec, **params), *single)
+        return jnp.zeros((0, *y.shape), y.dtype), 0
+    folds = calculus.batched(spec, size, x_mapped=x_mapped, kernel_mapped=kernel_mapped)
+    if x_axis is not None and folds.x is not None:
+        x = calculus.fold(x, x_axis, *folds.x)
+    if kernel_axis is not None and folds.kernel is not None:
+        kernel = calculus.fold(kernel, kernel_axis, *folds.kernel)
+    y = conv(
+        x,
+        kernel,
+        folds.spec,
+        out_sharding=_batched_sharding(out_sharding, axis_data, folds.y),
+        **params,
+    )
+    return calculus.unfold(y, folds.y.axis, size, folds.y.outer), folds.y.axis
+
+
+def _without(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
+    """The shape without one axis, if any."""
+    return tuple(size for i, size in enumerate(shape) if i != axis)
+
+
+batching.fancy_primitive_batchers[conv_p] = _batch

@@ -1,0 +1,450 @@
+"""Every transform of JAX, on the primitive: exactly, on small-integer data."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxconv
+import jaxconv.lax
+from jaxconv.cases import CASES
+
+TRANSFORMED = [
+    case
+    for case in CASES
+    if case.name
+    in (
+        *("0d", "1d.causal-dilated", "2d.strided-dilated", "2d.grouped"),
+        *("2d.depthwise-multiplier", "2d.batch-grouped", "2d.transposed-grouped"),
+        *("2d.odd-layout", "3d.transposed"),
+    )
+]
+each_case = pytest.mark.parametrize("case", TRANSFORMED, ids=lambda case: case.name)
+
+
+def ours_of(case):
+    return functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
+
+
+def stock_of(case):
+    return functools.partial(lax.conv_general_dilated, **case.geometry)
+
+
+def ours(eqn):
+    return eqn.primitive.name == "jaxconv"
+
+
+def same(transform, case, *operands):
+    """The transform gives exactly what it gives for stock lax."""
+    expected = jax.jit(transform(stock_of(case)))(*operands)
+    got = jax.jit(transform(ours_of(case)))(*operands)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    chex.assert_trees_all_equal(got, expected)
+
+
+@pytest.fixture
+def operands(case, integers):
+    x, kernel = integers(*case.x_shape), integers(*case.kernel_shape)
+    return x, kernel, integers(*jax.eval_shape(stock_of(case), x, kernel).shape)
+
+
+@each_case
+def test_jvp(case, operands, integers):
+    x, kernel, _ = operands
+    tangents = integers(*x.shape), integers(*kernel.shape)
+    same(lambda f: lambda *a: jax.jvp(f, a, tangents), case, x, kernel)
+    for i in (0, 1):  # a symbolically zero tangent for the other
+
+        def one(f, i=i):
+            def moved(*a):
+                def of_one(operand):
+                    return f(*a[:i], operand, *a[i + 1 :])
+
+                return jax.jvp(of_one, (a[i],), (tangents[i],))
+
+            return moved
+
+        same(one, case, x, kernel)
+
+
+class WithAndWithoutJit(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)  # pyright: ignore[reportCallIssue]
+    def test_forward_and_gradients(self):
+        case = next(case for case in CASES if case.name == "2d.transposed-grouped")
+        generator = np.random.default_rng(0)
+        x, kernel = (
+            generator.integers(-4, 5, shape).astype(np.float32)
+            for shape in (case.x_shape, case.kernel_shape)
+        )
+
+        def gradients(conv, x, kernel):
+            y, pull_back = jax.vjp(conv, x, kernel)
+            return y, pull_back(jnp.ones_like(y))
+
+        variant: Any = self.variant
+        got = variant(functools.partial(gradients, ours_of(case)))(x, kernel)
+        chex.assert_trees_all_equal(got, gradients(stock_of(case), x, kernel))
+
+
+@each_case
+def test_vjp_and_linearize(case, operands):
+    x, kernel, g = operands
+    same(lambda f: lambda *a: jax.vjp(f, *a)[1](g), case, x, kernel)
+    same(lambda f: lambda *a: jax.linearize(f, *a)[1](*a), case, x, kernel)
+
+
+@each_case
+def test_linear_transpose(case, operands):
+    x, kernel, g = operands
+
+    def in_x(f):
+        return lambda k, g: jax.linear_transpose(lambda x: f(x, k), x)(g)
+
+    def in_kernel(f):
+        return lambda x, g: jax.linear_transpose(lambda k: f(x, k), kernel)(g)
+
+    same(in_x, case, kernel, g)
+    same(in_kernel, case, x, g)
+
+
+@each_case
+def test_higher_orders(case, operands, integers):
+    x, kernel, g = operands
+    u, v = integers(*x.shape), integers(*kernel.shape)
+
+    def loss(f):
+        return lambda x, k: (f(x, k) * g).sum()
+
+    def grad_of_grad(f):
+        def inner(x, k):
+            dx, dk = jax.grad(loss(f), (0, 1))(x, k)
+            return (dx * u).sum() + (dk * v).sum()
+
+        return jax.grad(inner, (0, 1))
+
+    def forward_over_reverse(f):
+        return lambda *a: jax.jvp(jax.grad(loss(f), (0, 1)), a, (u, v))
+
+    same(grad_of_grad, case, x, kernel)
+    same(forward_over_reverse, case, x, kernel)
+
+
+def test_hessian_and_jacobians(integers):
+    case = next(case for case in CASES if case.name == "1d.strided")
+    x, kernel = integers(1, 5, 3), integers(2, 3, 2)
+    for transform in (jax.jacfwd, jax.jacrev):
+        same(lambda f, t=transform: t(f, argnums=(0, 1)), case, x, kernel)
+    same(
+        lambda f: jax.hessian(lambda x, k: (f(x, k) ** 2).sum(), argnums=(0, 1)),
+        case,
+        x[:, :3],
+        kernel,
+    )
+
+
+@each_case
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0), (2, 1), (1, None)])
+def test_vmap(case, mapped, integers):
+    shapes = case.x_shape, case.kernel_shape
+    x, kernel = (
+        integers(*shape) if axis is None else integers(*shape[:axis], 3, *shape[axis:])
+        for shape, axis in zip(shapes, mapped, strict=True)
+    )
+    same(lambda f: jax.vmap(f, mapped), case, x, kernel)
+    same(lambda f: jax.vmap(f, mapped, out_axes=-1), case, x, kernel)
+
+
+@each_case
+def test_vmap_before_and_after_grad(case, operands, integers):
+    x, kernel, g = operands
+    xs, gs = integers(3, *x.shape), integers(3, *g.shape)
+    kernels = integers(3, *kernel.shape)
+
+    def grad_of_vmap(f):
+        def loss(xs, kernel):
+            return (jax.vmap(f, (0, None))(xs, kernel) * gs).sum()
+
+        return jax.grad(loss, (0, 1))
+
+    def vmap_of_grad(axes):
+        def loss(f):
+            return lambda x, k, g: (f(x, k) * g).sum()
+
+        return lambda f: jax.vmap(jax.grad(loss(f), (0, 1)), axes)
+
+    same(grad_of_vmap, case, xs, kernel)
+    same(vmap_of_grad((0, None, 0)), case, xs, kernel, gs)
+    same(vmap_of_grad((0, 0, 0)), case, xs, kernels, gs)
+    same(vmap_of_grad((None, 0, None)), case, x, kernels, g)
+
+
+@each_case
+def test_nested_vmap(case, integers):
+    xs, kernels = integers(2, *case.x_shape), integers(3, *case.kernel_shape)
+    same(lambda f: jax.vmap(jax.vmap(f, (0, None)), (None, 0)), case, xs, kernels)
+    both = integers(2, 3, *case.x_shape)
+    same(lambda f: jax.vmap(jax.vmap(f, (0, None)), (0, None)), case, both, kernels[0])
+
+
+def test_grad_of_vmap_with_a_shared_kernel_is_one_kernel_gradient(integers):
+    def loss(kernel, xs):
+        return jax.vmap(lambda x: jaxconv.lax.conv(x, kernel, (1,), "SAME"))(xs).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(integers(4, 3, 3), integers(5, 2, 3, 8))
+    results = [str(eqn.outvars[0].aval) for eqn in jaxpr.eqns if ours(eqn)]
+    assert results == ["float32[10,4,8]", "float32[4,3,3]"]
+
+
+def test_vmap_over_nothing(integers):
+    case = next(case for case in CASES if case.name == "2d.grouped")
+    for mapped in ((0, None), (None, 0), (0, 0)):
+        x, kernel = (
+            np.zeros((0, *shape), np.float32) if axis == 0 else integers(*shape)
+            for shape, axis in zip(
+                (case.x_shape, case.kernel_shape), mapped, strict=True
+            )
+        )
+        y = jax.vmap(ours_of(case), mapped)(x, kernel)
+        expected = jax.vmap(stock_of(case), mapped)(x, kernel)
+        assert y.shape == expected.shape
+
+
+@each_case
+def test_checkpoint_and_scan(case, operands):
+    x, kernel, g = operands
+
+    def rematerialised(f):
+        def loss(x, k):
+            return (jax.checkpoint(f)(x, k) * g).sum()
+
+        return jax.grad(loss, (0, 1))
+
+    def scanned(f):
+        def loss(x, k):
+            total, _ = lax.scan(lambda c, k: (c + f(x, k), None), jnp.zeros_like(g), k)
+            return (total * g).sum()
+
+        return jax.grad(loss, (0, 1))
+
+    same(rematerialised, case, x, kernel)
+    same(scanned, case, x, np.stack([kernel, -2 * kernel]))
+
+
+def test_a_gradient_that_nobody_asked_for_is_not_computed(integers):
+    def convolutions(argnums):
+        def loss(x, k):
+            return jaxconv.lax.conv(x, k, (1,), "SAME").sum()
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums))(
+            integers(2, 3, 8), integers(4, 3, 3)
+        )
+        return sum(map(ours, jaxpr.eqns))
+
+    # The forward itself is dead code of a linear loss, and stays in the jaxpr.
+    assert (convolutions(0), convolutions(1), convolutions((0, 1))) == (2, 2, 3)
+
+
+def test_a_symbolically_zero_cotangent_stays_so(integers):
+    def loss(x, k):
+        y = jaxconv.lax.conv(x, k, (1,), "SAME")
+        return lax.stop_gradient(y).sum() + x.sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(integers(2, 3, 8), integers(4, 3, 3))
+    assert sum(map(ours, jaxpr.eqns)) <= 1
+
+
+def test_one_trace_for_equal_shapes(integers):
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def gradient(x, k):
+        def loss(k):
+            return (jaxconv.lax.conv(x, k, [1], "SAME") ** 2).sum()
+
+        return jax.grad(loss)(k)
+
+    for _ in range(3):
+        gradient(integers(2, 3, 8), integers(4, 3, 3))
+
+
+def test_ahead_of_time_lowering(integers):
+    x, k = integers(2, 3, 8), integers(4, 3, 3)
+    compiled = jax.jit(ours_of(CASES[0]).func, static_argnums=(2, 3)).lower(
+        x, k, (1,), "SAME"
+    )
+    got = compiled.compile()(x, k)
+    np.testing.assert_array_equal(got, lax.conv(x, k, (1,), "SAME"))
+
+
+@each_case
+def test_export_round_trip(case, operands):
+    x, kernel, g = operands
+
+    def gradients(x, k):
+        return jax.vjp(ours_of(case), x, k)[1](g)
+
+    exported = jax.export.export(jax.jit(gradients))(x, kernel)
+    again = jax.export.deserialize(exported.serialize())
+    chex.assert_trees_all_equal(again.call(x, kernel), gradients(x, kernel))
+
+
+@pytest.mark.parametrize("sizes", ["b, 8, 9, 3", "b, h, w, 3"])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+def test_symbolic_shapes(sizes, strides, integers):
+    def conv(x, k):
+        return jaxconv.lax.conv_general_dilated(
+            x, k, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def gradients(x, k):
+        return jax.grad(lambda *a: (conv(*a) ** 2).sum(), (0, 1))(x, k)
+
+    x, k = integers(2, 8, 9, 3), integers(3, 3, 3, 4)
+    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes), jnp.float32)
+    for function in (conv, gradients):
+        exported = jax.export.export(jax.jit(function))(symbolic, k)
+        chex.assert_trees_all_equal(exported.call(x, k), function(x, k))
+
+
+def test_symbolic_batch_is_cropped_too(integers):
+    def conv(x, k):
+        return jaxconv.lax.conv(x, k, (1,), [(-2, 1)])
+
+    x, k = integers(2, 3, 8), integers(4, 3, 3)
+    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 3, 8"), jnp.float32)
+    exported = jax.export.export(jax.jit(conv))(symbolic, k)
+    np.testing.assert_array_equal(exported.call(x, k), conv(x, k))
+    assert "pad = [[0, 1]]" in exported.mlir_module()
+
+
+def gradients_of(conv, g):
+    def gradients(x, kernel):
+        y, pull_back = jax.vjp(conv, x, kernel)
+        return y, *pull_back(g)
+
+    return gradients
+
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize("geometry", ["plain", "strided", "transposed", "cropped"])
+def test_shard_map(geometry, integers):
+    options = {
+        "plain": {"padding": "SAME"},
+        "strided": {"window_strides": (2, 2), "padding": "SAME"},
+        "transposed": {"padding": [(1, 2), (2, 1)], "lhs_dilation": (2, 2)},
+        "cropped": {"padding": [(-1, 2), (2, -1)]},
+    }[geometry]
+    options = {"window_strides": (1, 1), "dimension_numbers": LAYOUT, **options}
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    x, kernel = integers(8, 6, 5, 3), integers(3, 3, 3, 4)
+    results = []
+    for function in (jaxconv.lax.conv_general_dilated, lax.conv_general_dilated):
+        conv = functools.partial(function, **options)
+        sharded = jax.shard_map(
+            conv, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+        )
+        g = np.ones(jax.eval_shape(conv, x, kernel).shape, np.float32)
+        results.append(jax.jit(gradients_of(sharded, g))(x, kernel))
+    plain = jax.jit(gradients_of(conv, g))(x, kernel)
+    chex.assert_trees_all_equal(*results, plain)
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, None, "data")])
+def test_jit_of_sharded_arrays(spec, integers):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    x, kernel = integers(4, 6, 5, 4), integers(4, 3, 4, 8)
+    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    for options in ({}, {"strides": 2}, {"strides": 3, "groups": 2}):
+        k = kernel[:, :, : 4 // options.get("groups", 1)]
+
+        def gradients(x, k, options=options):
+            def loss(x, k):
+                y = jaxconv.conv_forward(jaxconv.ConvParams(k), x, **options)
+                return (y * y).sum()
+
+            return jax.grad(loss, (0, 1))(x, k)
+
+        got = jax.jit(gradients)(placed, k)
+        chex.assert_trees_all_equal(
+            jax.device_get(got), jax.device_get(gradients(x, k))
+        )
+
+
+def test_explicit_sharding(integers):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    x, kernel = integers(8, 6, 5, 3), integers(3, 3, 3, 4)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, P("data")))
+        kernel = jnp.asarray(kernel)
+        results = []
+        for function in (jaxconv.lax.conv_general_dilated, lax.conv_general_dilated):
+
+            @jax.jit
+            def gradients(x, kernel, function=function):
+                def loss(x, kernel):
+                    y = function(x, kernel, (2, 1), "SAME", dimension_numbers=LAYOUT)
+                    assert jax.typeof(y).sharding.spec[0] == "data"
+                    return (y * y).sum()
+
+                return jax.grad(loss, (0, 1))(x, kernel)
+
+            results.append(gradients(x, kernel))
+        assert [jax.typeof(a) for a in results[0]] == [
+            jax.typeof(a) for a in results[1]
+        ]
+        chex.assert_trees_all_equal(*map(jax.device_get, results))
+
+        @jax.jit
+        def by_hand(x, kernel):
+            params = jaxconv.ConvParams(kernel)
+            y = jaxconv.conv_forward(params, x, strides=(2, 1))
+            dparams, dx = jaxconv.conv_vjp(params, x, 2 * y, strides=(2, 1))
+            return dx, jax.tree.leaves(dparams)[0]
+
+        got = by_hand(x, kernel)
+        assert [jax.typeof(a) for a in got] == [jax.typeof(a) for a in results[1]]
+        chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(results[1]))
+
+
+def test_explicit_out_sharding(integers):
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jnp.asarray(integers(2, 3, 8))
+        kernel = jax.device_put(integers(8, 3, 3), NamedSharding(mesh, P("model")))
+
+        @jax.jit
+        def sharded(x, kernel):
+            return jaxconv.lax.conv_general_dilated(
+                x, kernel, (1,), "SAME", out_sharding=P(None, "model", None)
+            )
+
+        y = sharded(x, kernel)
+        assert jax.typeof(y).sharding.spec == P(None, "model", None)
+        expected = lax.conv(jax.device_get(x), jax.device_get(kernel), (1,), "SAME")
+        np.testing.assert_array_equal(jax.device_get(y), jax.device_get(expected))
+
+
+def test_vmap_over_an_explicitly_sharded_axis(integers):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        xs = jax.device_put(integers(4, 2, 3, 8), NamedSharding(mesh, P("data")))
+        kernel = jnp.asarray(integers(4, 3, 3))
+
+        def mapped(conv):
+            return jax.jit(
+                jax.vmap(lambda x, k: conv(x, k, (1,), "SAME"), in_axes=(0, None))
+            )(xs, kernel)
+
+        got, expected = mapped(jaxconv.lax.conv), mapped(lax.conv)
+        assert jax.typeof(got) == jax.typeof(expected)
+        chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(expected))
