@@ -1,0 +1,19 @@
+"""Convolutions whose gradients are convolutions, rewritten into ones XLA runs fast."""
+
+from jaxconv import lax as lax
+from jaxconv import testing as testing
+from jaxconv.functional import ConvParams as ConvParams
+from jaxconv.functional import conv as conv
+from jaxconv.functional import conv_forward as conv_forward
+from jaxconv.functional import conv_input_grad as conv_input_grad
+from jaxconv.functional import conv_kernel_grad as conv_kernel_grad
+from jaxconv.functional import conv_transpose as conv_transpose
+from jaxconv.functional import conv_transpose_forward as conv_transpose_forward
+from jaxconv.functional import conv_transpose_vjp as conv_transpose_vjp
+from jaxconv.functional import conv_vjp as conv_vjp
+from jaxconv.functional import init_conv_params as init_conv_params
+from jaxconv.lax import conv_general_dilated as conv_general_dilated
+from jaxconv.layer import ConvOptions as ConvOptions
+from jaxconv.layer import ConvTransposeOptions as ConvTransposeOptions
+
+__version__ = "0.1.0"

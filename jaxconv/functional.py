@@ -1,0 +1,517 @@
+"""Convolution layers as pure functions of their parameters, with explicit gradients.
+
+`conv_forward(params, x)` is the layer and `conv_vjp(params, x, g)` its vector-Jacobian
+product, written as convolutions. `conv` is the `jax.custom_vjp` that the two define,
+with residuals (params, x). Their transposed twins stand beside them, and
+`conv_input_grad` and `conv_kernel_grad` are the two gradients on their own.
+
+`conv_forward` is built on a primitive that knows its own derivatives: it has forward
+mode and every higher order. `conv` states the rule by hand and has, like every
+`jax.custom_vjp`, reverse mode alone.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxconv.layer import (
+    ConvOptions,
+    ConvTransposeOptions,
+    Layer,
+    conv_layer,
+    transposed_layer,
+)
+
+Params = Any
+"""A `ConvParams`, or a mapping such as a Flax or Haiku layer holds."""
+
+Wrt = Sequence[Literal["params", "x"]]
+LayerOf = Callable[[str, Any, Any, Any], Layer]
+
+_ROLES = {"kernel": "kernel", "w": "kernel", "bias": "bias", "b": "bias"}
+
+
+class ConvParams(NamedTuple):
+    """Parameters of a layer.
+
+    Attributes:
+      kernel: [*taps, Cin // groups, Cout], or as `dimension_numbers` say.
+      bias: [Cout], or None for a layer without one.
+
+    Example:
+      >>> params = ConvParams(jnp.ones((3, 3, 2, 4)), jnp.zeros(4))
+      >>> conv_forward(params, jnp.ones((8, 8, 2))).shape
+      (8, 8, 4)
+    """
+
+    kernel: ArrayLike
+    bias: ArrayLike | None = None
+
+
+def conv_forward(
+    params: Params, x: ArrayLike, **options: Unpack[ConvOptions]
+) -> jax.Array:
+    """Apply a convolution layer.
+
+    y[n, o, f] = bias[f] + Σ_{t, c} x̃[n, s·o + d·t − p, c] · kernel[t, c, f], where x̃ is
+    x with L − 1 zeros between neighbours and what `padding` says around it.
+
+    Args:
+      params: `ConvParams`, or a mapping with "kernel" and maybe "bias" (Flax), or "w"
+        and maybe "b" (Haiku). The kernel is [*taps, Cin // groups, Cout].
+      x: [*batch, *spatial, Cin], with any number of batch axes, or none; of the
+        kernel's dtype, any numeric one.
+      **options: strides, padding, input_dilation, dilation, groups, dimension_numbers,
+        precision, preferred_element_type: see `ConvOptions`.
+
+    Returns:
+      [*batch, *out_spatial, Cout], of dtype `preferred_element_type` or that of x.
+
+    Raises:
+      TypeError: on a wrong kind of argument, an unknown keyword, or unequal dtypes.
+      ValueError: on sizes, counts or padding that do not fit.
+
+    Differentiation: forward and reverse mode, to any order.
+
+    Source: derived in docs/identities.md.
+
+    Example:
+      >>> params = init_conv_params(jax.random.key(0), 6, 8, (3, 3), groups=2)
+      >>> conv_forward(params, jnp.ones((5, 32, 32, 6)), strides=2, groups=2).shape
+      (5, 16, 16, 8)
+    """
+    return _forward("conv_forward", conv_layer, params, x, options)
+
+
+def conv_vjp(
+    params: Params,
+    x: ArrayLike,
+    g: ArrayLike,
+    *,
+    wrt: Wrt = ("params", "x"),
+    **options: Unpack[ConvOptions],
+) -> tuple[Params | None, jax.Array | None]:
+    """Pull a cotangent of `conv_forward` back to its parameters and its input.
+
+    Both gradients are convolutions:
+
+      dkernel[t, c, f] = Σ_{n, o} x̃[n, d·t + s·o − p, c] · g[n, o, f]
+      dx[n, i, c] = Σ_{t', f} g̃[n, L·i + d·t' − (d·(K−1) − p), f] · kernel[K−1−t', c, f]
+      dbias[f] = Σ_{n, o} g[n, o, f]
+
+    where g̃ is g with s − 1 zeros between neighbours.
+
+    Args:
+      params: as for `conv_forward`.
+      x: as for `conv_forward`.
+      g: cotangent of the result, of its shape and dtype.
+      wrt: which gradients to compute, of "params" and "x".
+      **options: as for `conv_forward`.
+
+    Returns:
+      (dparams, dx): `dparams` in the structure of `params`, and None for what `wrt`
+      does not ask for.
+
+    Raises:
+      TypeError: as `conv_forward`, and on a `g` of another dtype than the result.
+      ValueError: as `conv_forward`, on a `g` of another shape, or an unknown `wrt`.
+
+    Example:
+      >>> params, x = ConvParams(jnp.ones((3, 2, 4))), jnp.ones((7, 2))
+      >>> dparams, dx = conv_vjp(params, x, jnp.ones((7, 4)))
+      >>> dparams.kernel.shape, dparams.bias, dx.shape
+      ((3, 2, 4), None, (7, 2))
+    """
+    return _vjp("conv_vjp", conv_layer, params, x, g, wrt, options)
+
+
+def conv(params: Params, x: ArrayLike, **options: Unpack[ConvOptions]) -> jax.Array:
+    """Apply a convolution layer that is differentiated by `conv_vjp`, stated by hand.
+
+    This is the `jax.custom_vjp` with `conv_forward` as its function, (params, x) as its
+    residuals and `conv_vjp` as its backward rule. As every `jax.custom_vjp`, it has no
+    forward mode, and `jax.grad(jax.vmap(...))` with shared parameters computes one
+    kernel gradient per example before it sums them; `conv_forward` has neither limit.
+
+    Args:
+      params: as for `conv_forward`.
+      x: as for `conv_forward`.
+      **options: as for `conv_forward`.
+
+    Returns:
+      As `conv_forward`.
+
+    Raises:
+      TypeError: as `conv_forward`; and from JAX, under forward mode.
+      ValueError: as `conv_forward`.
+
+    Example:
+      >>> params, x = ConvParams(jnp.ones((3, 1, 1))), jnp.arange(4.0)[:, None]
+      >>> jax.grad(lambda x: conv(params, x).sum())(x).ravel().tolist()
+      [2.0, 3.0, 3.0, 2.0]
+    """
+    return _conv(("conv", conv_layer, options), params, x)
+
+
+def conv_transpose_forward(
+    params: Params, x: ArrayLike, **options: Unpack[ConvTransposeOptions]
+) -> jax.Array:
+    """Apply a transposed convolution layer.
+
+    y[n, o, f] = bias[f] + Σ_{t, c} x̃[n, o + d·t − p, c] · kernel[t, c, f], where x̃ is x
+    with s − 1 zeros between neighbours.
+
+    Args:
+      params: as for `conv_forward`; with transpose_kernel=True, the kernel is
+        [*taps, Cout // groups, Cin].
+      x: [*batch, *spatial, Cin], with any number of batch axes, or none.
+      **options: strides, padding, output_padding, dilation, groups, transpose_kernel,
+        use_consistent_padding, dimension_numbers, precision, preferred_element_type:
+        see `ConvTransposeOptions`.
+
+    Returns:
+      [*batch, *out_spatial, Cout]; s·I points per axis for padding="SAME".
+
+    Raises:
+      TypeError: on a wrong kind of argument, an unknown keyword, or unequal dtypes.
+      ValueError: on sizes, counts or padding that do not fit.
+
+    Differentiation: forward and reverse mode, to any order.
+
+    Example:
+      >>> params, x = ConvParams(jnp.ones((4, 4, 3, 5))), jnp.ones((8, 8, 3))
+      >>> conv_transpose_forward(params, x, strides=2).shape
+      (16, 16, 5)
+    """
+    return _forward("conv_transpose_forward", transposed_layer, params, x, options)
+
+
+def conv_transpose_vjp(
+    params: Params,
+    x: ArrayLike,
+    g: ArrayLike,
+    *,
+    wrt: Wrt = ("params", "x"),
+    **options: Unpack[ConvTransposeOptions],
+) -> tuple[Params | None, jax.Array | None]:
+    """Pull a cotangent of `conv_transpose_forward` back to parameters and input.
+
+    The gradients of a transposed convolution are convolutions too: those of `conv_vjp`
+    with its stride 1 and its input dilation s.
+
+    Args:
+      params: as for `conv_transpose_forward`.
+      x: as for `conv_transpose_forward`.
+      g: cotangent of the result, of its shape and dtype.
+      wrt: which gradients to compute, of "params" and "x".
+      **options: as for `conv_transpose_forward`.
+
+    Returns:
+      (dparams, dx), as `conv_vjp`.
+
+    Raises:
+      TypeError: as `conv_transpose_forward`, and on a `g` of another dtype.
+      ValueError: as `conv_transpose_forward`, on a `g` of another shape, or an unknown
+        `wrt`.
+
+    Example:
+      >>> params, x = ConvParams(jnp.ones((4, 3, 5))), jnp.ones((8, 3))
+      >>> _, dx = conv_transpose_vjp(params, x, jnp.ones((16, 5)), strides=2, wrt=["x"])
+      >>> dx.shape
+      (8, 3)
+    """
+    return _vjp("conv_transpose_vjp", transposed_layer, params, x, g, wrt, options)
+
+
+def conv_transpose(
+    params: Params, x: ArrayLike, **options: Unpack[ConvTransposeOptions]
+) -> jax.Array:
+    """Apply a transposed layer that is differentiated by `conv_transpose_vjp`.
+
+    The `jax.custom_vjp` that the two define; see `conv` for what that means.
+
+    Args:
+      params: as for `conv_transpose_forward`.
+      x: as for `conv_transpose_forward`.
+      **options: as for `conv_transpose_forward`.
+
+    Returns:
+      As `conv_transpose_forward`.
+
+    Raises:
+      TypeError: as `conv_transpose_forward`; and from JAX, under forward mode.
+      ValueError: as `conv_transpose_forward`.
+
+    Example:
+      >>> params, x = ConvParams(jnp.ones((2, 1, 1))), jnp.arange(3.0)[:, None]
+      >>> conv_transpose(params, x, strides=2).ravel().tolist()
+      [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+    """
+    return _conv(("conv_transpose", transposed_layer, options), params, x)
+
+
+def conv_input_grad(
+    x_shape: Sequence[int],
+    kernel: ArrayLike,
+    g: ArrayLike,
+    **options: Unpack[ConvOptions],
+) -> jax.Array:
+    """Compute the input gradient of a convolution, and nothing else.
+
+    dx[n, i, c] = Σ_{t', f} g̃[n, L·i + d·t' − (d·(K−1) − p), f] · kernel[K−1−t', c, f]:
+    the convolution of the padded cotangent with the flipped kernel.
+
+    Args:
+      x_shape: shape of the input, [*batch, *spatial, Cin].
+      kernel: [*taps, Cin // groups, Cout].
+      g: cotangent of the result.
+      **options: as for `conv_forward`.
+
+    Returns:
+      The gradient, of shape `x_shape` and the kernel's dtype.
+
+    Raises:
+      TypeError: as `conv_vjp`.
+      ValueError: as `conv_vjp`.
+
+    Example:
+      >>> conv_input_grad((8, 8, 3), jnp.ones((3, 3, 3, 4)), jnp.ones((8, 8, 4))).shape
+      (8, 8, 3)
+    """
+    kernel, g = jnp.asarray(kernel), jnp.asarray(g)
+    x_type = jax.ShapeDtypeStruct(tuple(x_shape), kernel.dtype)
+    layer = conv_layer("conv_input_grad", x_type, _type(kernel), options)
+    _check_cotangent("conv_input_grad", g, layer.y_type)
+    return layer.input_gradient(g, kernel)
+
+
+def conv_kernel_grad(
+    x: ArrayLike,
+    kernel_shape: Sequence[int],
+    g: ArrayLike,
+    **options: Unpack[ConvOptions],
+) -> jax.Array:
+    """Compute the kernel gradient of a convolution, and nothing else.
+
+    dkernel[t, c, f] = Σ_{n, o} x̃[n, d·t + s·o − p, c] · g[n, o, f]: the convolution of
+    the input with the cotangent.
+
+    Args:
+      x: [*batch, *spatial, Cin].
+      kernel_shape: shape of the kernel, [*taps, Cin // groups, Cout].
+      g: cotangent of the result.
+      **options: as for `conv_forward`.
+
+    Returns:
+      The gradient, of shape `kernel_shape` and the dtype of x.
+
+    Raises:
+      TypeError: as `conv_vjp`.
+      ValueError: as `conv_vjp`.
+
+    Example:
+      >>> conv_kernel_grad(jnp.ones((8, 3)), (5, 3, 4), jnp.ones((8, 4))).shape
+      (5, 3, 4)
+    """
+    x, g = jnp.asarray(x), jnp.asarray(g)
+    kernel_type = jax.ShapeDtypeStruct(tuple(kernel_shape), x.dtype)
+    layer = conv_layer("conv_kernel_grad", _type(x), kernel_type, options)
+    _check_cotangent("conv_kernel_grad", g, layer.y_type)
+    return layer.kernel_gradient(g, x)
+
+
+def init_conv_params(
+    key: jax.Array,
+    in_features: int,
+    out_features: int,
+    kernel_size: int | Sequence[int],
+    *,
+    groups: int = 1,
+    bias: bool = True,
+    dtype: DTypeLike = jnp.float32,
+    kernel_init: jax.nn.initializers.Initializer | None = None,
+) -> ConvParams:
+    """Draw the parameters of a layer.
+
+    Args:
+      key: a PRNG key.
+      in_features: Cin ≥ 1.
+      out_features: Cout ≥ 1.
+      kernel_size: taps per spatial axis; an int for one axis.
+      groups: G ≥ 1, divides Cin and Cout.
+      bias: whether the layer has a bias, which starts at zero.
+      dtype: of the parameters.
+      kernel_init: a `jax.nn.initializers` initializer for [*taps, Cin // groups, Cout];
+        None for LeCun's normal: variance 1 / (taps · Cin // groups).
+
+    Returns:
+      `ConvParams(kernel, bias)`.
+
+    Raises:
+      ValueError: on sizes below 1, or groups that do not divide the features.
+
+    Example:
+      >>> params = init_conv_params(jax.random.key(0), 4, 6, (3, 3), groups=2)
+      >>> params.kernel.shape, params.bias.shape
+      ((3, 3, 2, 6), (6,))
+    """
+    taps = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    sizes = {
+        "in_features": (in_features,),
+        "out_features": (out_features,),
+        "kernel_size": taps,
+        "groups": (groups,),
+    }
+    for name, values in sizes.items():
+        if any(value < 1 for value in values):
+            raise ValueError(
+                f"init_conv_params: sizes must be at least 1, but got {name}="
+                f"{values if name == 'kernel_size' else values[0]}. Pass positive ints."
+            )
+    if in_features % groups or out_features % groups:
+        raise ValueError(
+            "init_conv_params: groups must divide the features, but got "
+            f"groups={groups} (in_features={in_features}, out_features={out_features})."
+            " Change one of them."
+        )
+    init = kernel_init or jax.nn.initializers.lecun_normal()
+    kernel = init(key, (*taps, in_features // groups, out_features), dtype)
+    return ConvParams(kernel, jnp.zeros(out_features, dtype) if bias else None)
+
+
+def _type(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _by_role(function: str, params: Params) -> dict[str, jax.Array]:
+    """The kernel and the bias, if there is one, by these names."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        role = _role(path)
+        if role is None or role in leaves:
+            leaves = {}
+            break
+        leaves[role] = jnp.asarray(leaf)
+    if "kernel" not in leaves:
+        shown = jax.tree.map(jnp.shape, params)
+        raise TypeError(
+            f"{function}: params must be ConvParams(kernel, bias), or a mapping with "
+            f"'kernel' and maybe 'bias', or 'w' and maybe 'b', but got params of type "
+            f"{type(params).__name__} with leaves of shapes {shown}. Pass the "
+            "parameters of one layer."
+        )
+    return leaves
+
+
+def _role(path: tuple[Any, ...]) -> str | None:
+    """Which parameter stands at a path of a tree: "kernel", "bias", or neither."""
+    name = jax.tree_util.keystr(path[:1], simple=True) if path else ""
+    return _ROLES.get(name)
+
+
+def _checked(
+    function: str, layer_of: LayerOf, params: Params, x: ArrayLike, options: Any
+) -> tuple[Layer, jax.Array, jax.Array, jax.Array | None]:
+    """The layer for these operands, with x, kernel and bias."""
+    leaves, x = _by_role(function, params), jnp.asarray(x)
+    kernel, bias = leaves["kernel"], leaves.get("bias")
+    layer = layer_of(function, _type(x), _type(kernel), options)
+    features = layer.y_features
+    if bias is not None and bias.shape != (features,):
+        raise ValueError(
+            f"{function}: the bias must have one entry per output feature, shape "
+            f"({features},), but got bias.shape={bias.shape} (kernel.shape="
+            f"{kernel.shape}). Reshape it, or pass bias=None."
+        )
+    return layer, x, kernel, bias
+
+
+def _check_cotangent(function: str, g: jax.Array, y_type: Any) -> None:
+    """Refuse a cotangent that is not of the result's shape and dtype."""
+    if g.shape != y_type.shape:
+        raise ValueError(
+            f"{function}: g must have the shape of the result, {y_type.shape}, but got "
+            f"g.shape={g.shape}. Check g, and that options are those of the forward."
+        )
+    if g.dtype != y_type.dtype:
+        raise TypeError(
+            f"{function}: g must have the dtype of the result, {y_type.dtype}, but got "
+            f"g.dtype={g.dtype}. Convert it with .astype(...)."
+        )
+
+
+def _forward(
+    function: str, layer_of: LayerOf, params: Params, x: ArrayLike, options: Any
+) -> jax.Array:
+    """Apply a layer to checked operands."""
+    layer, x, kernel, bias = _checked(function, layer_of, params, x, options)
+    y = layer.convolve(x, kernel)
+    if bias is None:
+        return y
+    shape = [1] * y.ndim
+    shape[layer.y_feature_axis(y.ndim)] = bias.size
+    return y + bias.astype(y.dtype).reshape(shape)
+
+
+def _vjp(
+    function: str,
+    layer_of: LayerOf,
+    params: Params,
+    x: ArrayLike,
+    g: ArrayLike,
+    wrt: Wrt,
+    options: Any,
+) -> tuple[Params | None, jax.Array | None]:
+    """Pull `g` back through a layer of checked operands."""
+    asked = {wrt} if isinstance(wrt, str) else set(wrt)
+    if not asked <= {"params", "x"}:
+        raise ValueError(
+            f"{function}: wrt must name gradients among 'params' and 'x', but got "
+            f"wrt={wrt!r}. Pass wrt=('params',), ('x',) or both."
+        )
+    layer, x, kernel, bias = _checked(function, layer_of, params, x, options)
+    g = jnp.asarray(g)
+    _check_cotangent(function, g, layer.y_type)
+    dparams, dx = None, None
+    if "params" in asked:
+        gradients = {"kernel": layer.kernel_gradient(g, x, kernel)}
+        if bias is not None:
+            feature = layer.y_feature_axis(g.ndim)
+            others = tuple(axis for axis in range(g.ndim) if axis != feature)
+            gradients["bias"] = g.sum(others).astype(bias.dtype)
+        dparams = jax.tree_util.tree_map_with_path(
+            lambda path, _: gradients[_role(path) or ""], params
+        )
+    if "x" in asked:
+        dx = layer.input_gradient(g, kernel, x)
+    return dparams, dx
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(call: tuple[str, LayerOf, Any], params: Params, x: ArrayLike) -> jax.Array:
+    function, layer_of, options = call
+    return _forward(function, layer_of, params, x, options)
+
+
+def _conv_fwd(
+    call: tuple[str, LayerOf, Any], params: Params, x: ArrayLike
+) -> tuple[jax.Array, tuple[Params, ArrayLike]]:
+    # The undecorated function, so that forward mode over this reverse mode works.
+    function, layer_of, options = call
+    return _forward(function, layer_of, params, x, options), (params, x)
+
+
+def _conv_bwd(
+    call: tuple[str, LayerOf, Any],
+    residuals: tuple[Params, ArrayLike],
+    g: jax.Array,
+) -> tuple[Params | None, jax.Array | None]:
+    function, layer_of, options = call
+    return _vjp(function, layer_of, *residuals, g, ("params", "x"), options)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)

@@ -1,0 +1,455 @@
+"""A layer as one convolution between linear maps: what `functional` is made of.
+
+    y = y_map(conv(x_map(x), kernel_map(kernel)))
+
+`x_map` merges the batch axes into one and continues x beyond its border where zeros
+will not do; `kernel_map` flips the kernel of a transposed layer; `y_map` splits the
+batch axes. The gradients are those of the convolution, written by `calculus` as
+convolutions, pulled back through the transposes of the maps.
+"""
+
+import difflib
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+from jax import lax
+from jax.typing import DTypeLike
+
+from jaxconv import calculus, primitive
+from jaxconv.arguments import (
+    PADDING_STRINGS,
+    Argument,
+    Caller,
+    DimensionNumbers,
+    canonical_layout,
+    conv_numerics,
+    conv_spec,
+    per_axis,
+    static_int,
+)
+from jaxconv.lax import transposed_padding
+from jaxconv.linear_maps import (
+    IDENTITY,
+    LinearMap,
+    circular,
+    continued,
+    merged_batch,
+    turned_kernel,
+)
+from jaxconv.spec import ConvSpec, Pads, dilated
+
+IntOrInts = int | Sequence[int]
+Pairs = int | Sequence[int | tuple[int, int]]
+
+
+class ConvOptions(TypedDict, total=False):
+    """Keyword arguments of `conv_forward` and of every function that goes with it.
+
+    Attributes:
+      strides: s ≥ 1, an int or one per spatial axis. Default 1.
+      padding: what surrounds x, whose windows span w = d·(K − 1) + 1 points:
+        "SAME", "SAME_LOWER": zeros, so that ⌈I / s⌉ windows fit, the odd one at the
+        high or low end; "VALID": none; "CAUSAL": w − 1 zeros before x; "CIRCULAR",
+        "REFLECT", "REPLICATE": (w − 1) // 2 points before and w // 2 after x, that
+        continue it periodically, mirrored about its end points, or by its end points;
+        an int, or one int or (low, high) pair per spatial axis: so many zeros, negative
+        ones crop. Default "SAME".
+      input_dilation: L ≥ 1, an int or one per spatial axis: L − 1 zeros between the
+        points of x; only with explicit padding. Default 1.
+      dilation: d ≥ 1, an int or one per spatial axis: distance of the taps. Default 1.
+      groups: G ≥ 1, divides the input and output features. Default 1.
+      dimension_numbers: layouts of x, kernel and result as `jax.lax` takes them, for x
+        with one batch axis; further batch axes lead. Default: channels last.
+      precision: as in `jax.lax.conv_general_dilated`. Default None.
+      preferred_element_type: dtype of the sums and the result. Default: that of x.
+    """
+
+    strides: IntOrInts
+    padding: str | Pairs
+    input_dilation: IntOrInts
+    dilation: IntOrInts
+    groups: int
+    dimension_numbers: DimensionNumbers
+    precision: Any
+    preferred_element_type: DTypeLike | None
+
+
+class ConvTransposeOptions(TypedDict, total=False):
+    """Keyword arguments of `conv_transpose_forward` and of its twins.
+
+    Attributes:
+      strides: s ≥ 1, an int or one per spatial axis: s − 1 zeros between the points
+        of x. Default 1.
+      padding: "SAME" (s·I outputs), "VALID" (s·I + max(w − s, 0) outputs, where windows
+        span w = d·(K − 1) + 1 points), "CIRCULAR" (s·I outputs, the further ones of
+        "VALID" wrapped around, as Flax does); or an int, or one int or (low, high) pair
+        per spatial axis: zeros around the dilated x. Default "SAME".
+      output_padding: points added at the high end of y, an int or one per spatial axis,
+        below the stride or the dilation. Default 0.
+      dilation: d ≥ 1, an int or one per spatial axis. Default 1.
+      groups: G ≥ 1, divides the input and output features. Default 1.
+      transpose_kernel: the kernel is that of the convolution which this transposes,
+        [*taps, Cout // groups, Cin]: it is flipped, and its features exchanged.
+        Default False.
+      use_consistent_padding: read explicit padding as that of the convolution which
+        this transposes, as PyTorch does. Default False.
+      dimension_numbers: as in `ConvOptions`.
+      precision: as in `jax.lax.conv_general_dilated`. Default None.
+      preferred_element_type: dtype of the sums and the result. Default: that of x.
+    """
+
+    strides: IntOrInts
+    padding: str | Pairs
+    output_padding: IntOrInts
+    dilation: IntOrInts
+    groups: int
+    transpose_kernel: bool
+    use_consistent_padding: bool
+    dimension_numbers: DimensionNumbers
+    precision: Any
+    preferred_element_type: DTypeLike | None
+
+
+_CONV_DEFAULTS = ConvOptions(
+    strides=1,
+    padding="SAME",
+    input_dilation=1,
+    dilation=1,
+    groups=1,
+    dimension_numbers=None,
+    precision=None,
+    preferred_element_type=None,
+)
+_TRANSPOSE_DEFAULTS = ConvTransposeOptions(
+    strides=1,
+    padding="SAME",
+    output_padding=0,
+    dilation=1,
+    groups=1,
+    transpose_kernel=False,
+    use_consistent_padding=False,
+    dimension_numbers=None,
+    precision=None,
+    preferred_element_type=None,
+)
+_NAMES: dict[Argument, str] = {
+    "lhs": "x",
+    "rhs": "kernel",
+    "window_strides": "strides",
+    "rhs_dilation": "dilation",
+    "feature_group_count": "groups",
+}
+_BORDERS = {"CIRCULAR": "wrap", "REFLECT": "reflect", "REPLICATE": "edge"}
+
+
+class Layer(NamedTuple):
+    """A layer's convolution and the linear maps around it.
+
+    Attributes:
+      spec: the convolution.
+      numerics: precision and preferred_element_type.
+      x_type: shape and dtype of the convolution's input.
+      kernel_type: shape and dtype of its kernel.
+      x_map: from the layer's input to the convolution's.
+      kernel_map: from the layer's kernel to the convolution's.
+      y_map: from the convolution's result to the layer's.
+    """
+
+    spec: ConvSpec
+    numerics: dict[str, Any]
+    x_type: jax.ShapeDtypeStruct
+    kernel_type: jax.ShapeDtypeStruct
+    x_map: LinearMap
+    kernel_map: LinearMap
+    y_map: LinearMap
+
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The layer without its bias."""
+        x, kernel = self.x_map.apply(x), self.kernel_map.apply(kernel)
+        return self.y_map.apply(primitive.conv(x, kernel, self.spec, **self.numerics))
+
+    def input_gradient(
+        self, g: jax.Array, kernel: jax.Array, x: jax.Array | None = None
+    ) -> jax.Array:
+        """The input gradient, as a convolution; sharded like `x` if that is given."""
+        x_type = self.x_type if x is None else jax.typeof(self.x_map.apply(x))
+        kernel, g = self.kernel_map.apply(kernel), self.y_map.transpose(g)
+        dx = primitive.input_gradient(
+            g, kernel, x_type, spec=self.spec, **self.numerics
+        )
+        return self.x_map.transpose(dx)
+
+    def kernel_gradient(
+        self, g: jax.Array, x: jax.Array, kernel: jax.Array | None = None
+    ) -> jax.Array:
+        """The kernel gradient, as a convolution; sharded like `kernel` if given."""
+        kernel_type = self.kernel_type
+        if kernel is not None:
+            kernel_type = jax.typeof(self.kernel_map.apply(kernel))
+        x, g = self.x_map.apply(x), self.y_map.transpose(g)
+        dkernel = primitive.kernel_gradient(
+            g, x, kernel_type, spec=self.spec, **self.numerics
+        )
+        return self.kernel_map.transpose(dkernel)
+
+    @property
+    def y_type(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the layer's result."""
+        conv = functools.partial(primitive.conv, spec=self.spec, **self.numerics)
+        y_type = jax.eval_shape(conv, self.x_type, self.kernel_type)
+        return jax.eval_shape(self.y_map.apply, y_type)
+
+    @property
+    def y_features(self) -> int:
+        """Output features of the layer."""
+        return self.kernel_type.shape[self.spec.dimension_numbers.rhs_spec[0]]
+
+    def y_feature_axis(self, rank: int) -> int:
+        """Where the features stand in a result of that many axes, counted from 0."""
+        batch, feature, *spatial = self.spec.dimension_numbers.out_spec
+        if rank == len(spatial) + 1:  # no batch axis
+            return feature - (batch < feature)
+        return feature + rank - (len(spatial) + 2)
+
+
+def _all_options(function: str, given: Any, defaults: Any) -> dict[str, Any]:
+    """Defaults replaced by what was given; a keyword that nothing has is refused."""
+    for name, value in given.items():
+        if name not in defaults:
+            close = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise TypeError(
+                f"{function}: keywords must be known ones, but got {name}={value!r}. "
+                f"{hint}Known keywords: {', '.join(defaults)}."
+            )
+    return {**defaults, **given}
+
+
+class _Operands(NamedTuple):
+    """What both kinds of layer know of their operands.
+
+    Attributes:
+      caller: whom to name in errors.
+      layout: with one batch axis.
+      x_shape: shape of x with all batch axes merged into the one of its layout.
+      batch: sizes of the batch axes as given, none to many.
+      rank: number of spatial axes.
+    """
+
+    caller: Caller
+    layout: lax.ConvDimensionNumbers
+    x_shape: tuple[int, ...]
+    batch: tuple[int, ...]
+    rank: int
+
+    def sizes(self, argument: Argument, value: Any, least: int = 1) -> tuple[int, ...]:
+        """One int per spatial axis, from one int for all of them or one for each."""
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            value = (static_int(self.caller, argument, value),) * self.rank
+        return per_axis(self.caller, argument, value, self.rank, least)
+
+    def pairs(self, value: Any, strings: Sequence[str]) -> Pads:
+        """(low, high) per spatial axis, from an int, or an int or pair for each."""
+        rule = f"padding must be one of {', '.join(strings)}, an int, or one int or "
+        rule += f"(low, high) pair per spatial axis ({self.rank})"
+        advice = f"Pass {self.rank} pairs, such as {((1, 1),) * self.rank}."
+        if not isinstance(value, Sequence):
+            value = (static_int(self.caller, "padding", value),) * self.rank
+        pads = []
+        for pad in value:
+            low, high = pad if _is_pair(pad) else (pad, pad)
+            if isinstance(low, str | Sequence):
+                raise self.caller.error(ValueError, rule, "padding", value, advice)
+            low, high = (
+                static_int(self.caller, "padding", end, value) for end in (low, high)
+            )
+            pads.append((low, high))
+        if len(pads) != self.rank:
+            raise self.caller.error(ValueError, rule, "padding", value, advice)
+        return tuple(pads)
+
+
+def _is_pair(pad: object) -> bool:
+    return isinstance(pad, Sequence) and not isinstance(pad, str) and len(pad) == 2
+
+
+def _operands(
+    caller: Caller, x: Any, kernel: Any, dimension_numbers: DimensionNumbers
+) -> _Operands:
+    """Sort the axes of the operands; the kernel says how many of them are spatial."""
+    caller = caller.given(x.shape, kernel.shape)
+    rank = kernel.ndim - 2
+    leading = x.ndim - (rank + 1)
+    if rank < 0 or leading < 0:
+        raise ValueError(
+            f"{caller.function}: kernel must have n ≥ 0 spatial axes and two feature "
+            f"axes, and x n spatial axes and a feature axis, but got {caller.shapes}. "
+            "Add the axes that are missing."
+        )
+    if dimension_numbers is None:
+        last, spatial = rank + 1, range(1, rank + 1)
+        data = (0, last, *spatial)
+        layout = lax.ConvDimensionNumbers(data, (last, rank, *range(rank)), data)
+    else:
+        like = (1,) * (rank + 2)
+        layout = canonical_layout(caller, like, like, dimension_numbers)
+    axis = layout.lhs_spec[0]
+    if leading == 0:
+        x_shape = (*x.shape[:axis], 1, *x.shape[axis:])
+    else:
+        (*sizes,) = x.shape[leading - 1 :]
+        sizes[axis] *= math.prod(x.shape[: leading - 1])
+        x_shape = tuple(sizes)
+    return _Operands(caller, layout, x_shape, x.shape[:leading], rank)
+
+
+def _windows(kernel: Any, layout: Any, dilation: Sequence[int]) -> list[int]:
+    """Extent of the dilated kernel per spatial axis."""
+    taps = (kernel.shape[axis] for axis in layout.rhs_spec[2:])
+    return [dilated(k, d) for k, d in zip(taps, dilation, strict=True)]
+
+
+def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
+    """The layer that `conv_forward` applies to operands of these types."""
+    options = _all_options(function, given, _CONV_DEFAULTS)
+    caller = Caller(function, {**_NAMES, "lhs_dilation": "input_dilation"})
+    operands = _operands(caller, x, kernel, options["dimension_numbers"])
+    caller, layout, x_shape, batch, rank = operands
+    dilation = operands.sizes("rhs_dilation", options["dilation"])
+    input_dilation = operands.sizes("lhs_dilation", options["input_dilation"])
+    windows = _windows(kernel, layout, dilation)
+    x_map, padding = merged_batch(layout.lhs_spec[0], batch), options["padding"]
+    mode = padding.upper() if isinstance(padding, str) else None
+    if mode in _BORDERS:
+        if 0 in x_shape or max(input_dilation, default=1) > 1:
+            rule = f"padding by {mode} needs points of x to continue, undilated"
+            advice = "Pass explicit padding."
+            raise caller.error(ValueError, rule, "padding", padding, advice)
+        edges = [(0, 0)] * (rank + 2)
+        for axis, window in zip(layout.lhs_spec[2:], windows, strict=True):
+            edges[axis] = ((window - 1) // 2, window // 2)
+        x_map = continued(x_map, edges, _BORDERS[mode])
+        x_shape = tuple(n + sum(edge) for n, edge in zip(x_shape, edges, strict=True))
+        padding = "VALID"
+    elif mode == "CAUSAL":
+        padding = tuple((window - 1, 0) for window in windows)
+    elif mode not in PADDING_STRINGS:
+        padding = operands.pairs(padding, (*PADDING_STRINGS, "CAUSAL", *_BORDERS))
+    spec = conv_spec(
+        caller,
+        x_shape,
+        kernel.shape,
+        window_strides=operands.sizes("window_strides", options["strides"]),
+        padding=padding,
+        lhs_dilation=input_dilation,
+        rhs_dilation=dilation,
+        dimension_numbers=layout,
+        feature_group_count=options["groups"],
+    )
+    return Layer(
+        spec,
+        conv_numerics(
+            caller, x, kernel, options["precision"], options["preferred_element_type"]
+        ),
+        jax.ShapeDtypeStruct(x_shape, x.dtype),
+        jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+        x_map,
+        IDENTITY,
+        merged_batch(layout.out_spec[0], batch).transposed,
+    )
+
+
+def transposed_layer(
+    function: str, x: Any, kernel: Any, given: ConvTransposeOptions
+) -> Layer:
+    """The layer that `conv_transpose_forward` applies to operands of these types."""
+    options = _all_options(function, given, _TRANSPOSE_DEFAULTS)
+    caller = Caller(function, {**_NAMES, "lhs_dilation": "strides"})
+    operands = _operands(caller, x, kernel, options["dimension_numbers"])
+    caller, layout, x_shape, batch, rank = operands
+    strides = operands.sizes("lhs_dilation", options["strides"])
+    dilation = operands.sizes("rhs_dilation", options["dilation"])
+    windows = _windows(kernel, layout, dilation)
+    y_map = merged_batch(layout.out_spec[0], batch).transposed
+    padding = options["padding"]
+    mode = padding.upper() if isinstance(padding, str) else None
+    known = ("SAME", "VALID", "CIRCULAR")
+    explicit = None if mode in known else operands.pairs(padding, known)
+    named = ("VALID" if mode == "CIRCULAR" else mode or "",) * rank
+    pads = explicit or tuple(map(transposed_padding, windows, strides, named))
+    if explicit and options["use_consistent_padding"]:
+        pads = tuple(map(transposed_padding, windows, strides, explicit))
+    extra = operands.sizes("output_padding", options["output_padding"], least=0)
+    limits = tuple(map(max, strides, dilation))
+    if mode == "CIRCULAR":
+        limits = (1,) * rank
+        sizes = [x_shape[axis] for axis in layout.lhs_spec[2:]]
+        y_map = _around(y_map, layout, sizes, strides, windows, options)
+    if any(map(operator.ge, extra, limits)):
+        rule = (
+            f"output_padding must be below the larger of stride and dilation {limits}"
+        )
+        rule += ", and 0 beside CIRCULAR"
+        advice = "Pad the output instead."
+        value = options["output_padding"]
+        raise caller.error(ValueError, rule, "output_padding", value, advice)
+    kernel_map, kernel_shape, groups = IDENTITY, list(kernel.shape), options["groups"]
+    if options["transpose_kernel"]:
+        # The kernel of the convolution that this transposes.
+        kernel_map = turned_kernel(layout.rhs_spec, groups)
+        feature, channel, *_ = layout.rhs_spec
+        layout = layout._replace(rhs_spec=calculus.swapped(layout.rhs_spec))
+        blocks = max(static_int(caller, "feature_group_count", groups), 1)
+        kernel_shape[feature] = -(-kernel_shape[feature] // blocks)
+        kernel_shape[channel] *= blocks
+    spec = conv_spec(
+        caller,
+        x_shape,
+        kernel_shape,
+        window_strides=(1,) * rank,
+        padding=tuple(
+            (low, high + more) for (low, high), more in zip(pads, extra, strict=True)
+        ),
+        lhs_dilation=strides,
+        rhs_dilation=dilation,
+        dimension_numbers=layout,
+        feature_group_count=groups,
+    )
+    return Layer(
+        spec,
+        conv_numerics(
+            caller, x, kernel, options["precision"], options["preferred_element_type"]
+        ),
+        jax.ShapeDtypeStruct(x_shape, x.dtype),
+        jax.ShapeDtypeStruct(kernel_shape, kernel.dtype),
+        merged_batch(layout.lhs_spec[0], batch),
+        kernel_map,
+        y_map,
+    )
+
+
+def _around(
+    split: LinearMap,
+    layout: lax.ConvDimensionNumbers,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    windows: Sequence[int],
+    options: Any,
+) -> LinearMap:
+    """Wrap the result of "VALID" around a circle of s·I points, as Flax does."""
+    axes = []
+    for axis, size, stride, window in zip(
+        layout.out_spec[2:], sizes, strides, windows, strict=True
+    ):
+        period = max(size * stride, 1)
+        extent = period + max(window - stride, 0)
+        # Half of what makes an odd number of periods goes first; an odd half goes there
+        # too, unless the kernel is flipped.
+        missing = (period - extent) % (2 * period)
+        before = (missing + (not options["transpose_kernel"])) // 2
+        axes.append((axis, extent, period, before))
+    return circular(split, axes)
