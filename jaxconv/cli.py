@@ -1,0 +1,77 @@
+"""The commands of ``python -m jaxconv``."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_EXTRA = "rich", "matplotlib", "optax", "sklearn"
+
+
+def _positive(text: str) -> int:
+    """A positive int, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an int of at least 1, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxconv",
+        description="Convolutions in JAX whose gradients are convolutions.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser(
+        "demo", help="train a small CNN on handwritten digits, stock against jaxconv"
+    )
+    demo.add_argument("--steps", type=_positive, default=500, help="training steps")
+    demo.add_argument("--seed", type=int, default=0, help="of parameters and batches")
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("jaxconv-demo.png"),
+        help="where the picture goes",
+    )
+
+    check = commands.add_parser(
+        "check", help="verify convolutions and gradients on this machine"
+    )
+    check.add_argument(
+        "--dtype",
+        default="float32",
+        choices=(
+            *("float16", "bfloat16", "float32", "float64"),
+            *("complex64", "complex128"),
+        ),
+    )
+    check.add_argument("--seed", type=int, default=0, help="of cases and operands")
+    check.add_argument(
+        "--cases", type=_positive, default=24, help="random cases beside the table"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+      arguments: as on the command line; None for those of this process.
+
+    Returns:
+      The exit status: 0, or 1 where something was found wrong.
+    """
+    options = vars(_parser().parse_args(arguments))
+    command = importlib.import_module(f"jaxconv.commands.{options.pop('command')}")
+    try:
+        return command.run(**options)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA:
+            raise
+        print(
+            f'jaxconv: this command needs {package}: pip install "jaxconv[demo]"',
+            file=sys.stderr,
+        )
+        return 1

@@ -1,0 +1,98 @@
+"""The commands, as a user starts them."""
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import jaxconv.lax
+from jaxconv.cli import main
+from jaxconv.commands import check
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    """JAX's own settings: the commands are programs of their own."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_demo_trains_and_draws(tmp_path, capsys):
+    out = tmp_path / "picture.png"
+    assert main(["demo", "--steps", "3", "--out", str(out), "--seed", "1"]) == 0
+    printed = capsys.readouterr().out
+    for row in ("test accuracy", "step time", "compile time", "gradients apart"):
+        assert row in printed
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_says_where_it_cannot_write(tmp_path, capsys):
+    out = tmp_path / "missing" / "picture.png"
+    assert main(["demo", "--steps", "1", "--out", str(out)]) == 2
+    assert f"--out={out}" in capsys.readouterr().err
+
+
+def test_check_passes(capsys):
+    assert main(["check", "--cases", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("pass") == 3
+    assert "FAIL" not in printed
+
+
+def test_check_fails_where_a_rule_is_broken(monkeypatch, capsys):
+    right = jaxconv.lax.conv_general_dilated
+
+    def broken(x, kernel, **geometry):
+        return right(x, kernel, **geometry) * 1.001
+
+    monkeypatch.setattr(check, "CASES", check.CASES[:3])
+    monkeypatch.setattr(jaxconv.lax, "conv_general_dilated", broken)
+    assert main(["check", "--cases", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL" in printed
+    assert "units from NumPy" in printed.replace("\n", " ")
+
+
+def test_check_in_double_precision_leaves_the_setting_alone(monkeypatch, capsys):
+    monkeypatch.setattr(check, "CASES", check.CASES[:2])
+    assert main(["check", "--dtype", "float64", "--cases", "1"]) == 0
+    assert "float64 on cpu" in capsys.readouterr().out
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: command"),
+        (["train"], "invalid choice: 'train'"),
+        (["demo", "--steps", "0"], "--steps: must be an int of at least 1, got '0'"),
+        (["check", "--dtype", "float8"], "invalid choice: 'float8'"),
+        (["check", "--cases", "-3"], "must be an int of at least 1, got '-3'"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["check"]) == 1
+    assert 'pip install "jaxconv[demo]"' in capsys.readouterr().err
+
+
+def test_module_runs_and_imports_nothing_of_the_extras():
+    code = (
+        "import sys, jaxconv, jaxconv.cli;"
+        "sys.exit(any(m in sys.modules for m in "
+        "('rich', 'matplotlib', 'sklearn', 'optax', 'scipy.signal')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxconv", "--help"], capture_output=True, check=True
+    )
+    assert b"demo" in run.stdout
