@@ -1,0 +1,68 @@
+"""The documents say what is so: examples run, names are listed, the rooms are kept."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxconv
+import jaxconv.lax
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+SOURCES = sorted((ROOT / "jaxconv").rglob("*.py"))
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+def test_examples_run(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        exec("\n".join(blocks), {})
+
+
+def test_the_notebook_is_redone():
+    assert "tutorial.md" in [page.name for page in WITH_CODE]
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    for number in ("0.9741", "0.1151", "-0.0816", "0.3516", "0.1675", "0.2284"):
+        assert number in text
+
+
+def test_every_public_name_is_in_the_api_page():
+    names = {f"jaxconv.{n}" for n in vars(jaxconv) if n[0].islower() or "Conv" in n}
+    modules = {"arguments", "calculus", "cases", "functional", "layer", "lax", "spec"}
+    modules |= {"algorithms", "linear_maps", "planner", "primitive", "testing", "cli"}
+    names -= {f"jaxconv.{module}" for module in {*modules, "commands"}}
+    names |= {f"jaxconv.lax.{name}" for name in jaxconv.lax.__all__}
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert len(names) > 15
+    assert not {name for name in names if not re.search(rf"{name}\b", text)}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_internals_of_jax_are_imported_by_the_primitive_alone(source):
+    text = source.read_text()
+    assert "jax._src" not in text
+    if source.name != "primitive.py":
+        assert not re.search(
+            r"jax\.(extend|interpreters)|from jax import .*extend", text
+        )
+
+
+ORDER = [
+    *("spec", "arguments", "calculus", "algorithms", "planner", "primitive", "lax"),
+    *("linear_maps", "layer", "functional", "cases", "testing", "commands", "cli"),
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_imports_point_down(source):
+    room = source.relative_to(ROOT / "jaxconv").parts[0].removesuffix(".py")
+    if room in ("__init__", "__main__"):
+        return
+    imported = re.findall(r"^from jaxconv\.(\w+)", source.read_text(), re.MULTILINE)
+    for names in re.findall(r"^from jaxconv import (.*)", source.read_text(), re.M):
+        imported += [name for name in re.findall(r"\w+", names) if name in ORDER]
+    for other in set(imported) - {room}:
+        assert ORDER.index(other) < ORDER.index(room), f"{room} imports {other}"
