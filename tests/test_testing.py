@@ -96,7 +96,7 @@ def layer(x, kernel, **changes):
 
 def test_check_conv_passes_a_right_layer():
     errors = check_conv(layer, (2, 3, 11), (4, 3, 3), **GEOMETRY)
-    assert max(errors) < 16
+    assert max(errors) < 2
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_check_conv_fails_a_wrong_layer(wrong, roles):
         check_conv(wrong, (2, 3, 11), (4, 3, 3), **GEOMETRY)
     if failure.type is AssertionError:
         assert roles in str(failure.value)
-        assert "check_conv: errors must be at most 16 units" in str(failure.value)
+        assert "check_conv: errors must be at most 2 units" in str(failure.value)
     else:
         assert roles == "forward=inf"  # its result had no room for the cotangent
