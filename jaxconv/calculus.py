@@ -19,7 +19,7 @@ closes the calculus: a gradient of a gradient is again one of the three.
 Sizes: x has I points per spatial axis, k has K, g has O; G groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -74,6 +74,22 @@ def unfold(y: jax.Array, axis: int, size: int, outer: int = 1) -> jax.Array:
     return y.reshape(*before, size, outer * inner, *after)
 
 
+def _extents(
+    spec: ConvSpec,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    y_shape: Sequence[int],
+) -> Iterator[tuple[int, int, int]]:
+    """Extents of the dilated x, k and g along each spatial axis."""
+    x_axes, kernel_axes, y_axes = (axes[2:] for axes in spec.dimension_numbers)
+    for i, (x, k, y) in enumerate(zip(x_axes, kernel_axes, y_axes, strict=True)):
+        yield (
+            dilated(x_shape[x], spec.lhs_dilation[i]),
+            dilated(kernel_shape[k], spec.rhs_dilation[i]),
+            dilated(y_shape[y], spec.window_strides[i]),
+        )
+
+
 def input_gradient(
     spec: ConvSpec,
     x_shape: Sequence[int],
@@ -93,12 +109,12 @@ def input_gradient(
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
     padding = []
-    for i, (low, _) in enumerate(spec.padding):
-        extent = dilated(x_shape[x_axes[2 + i]], spec.lhs_dilation[i])
-        window = dilated(kernel_shape[kernel_axes[2 + i]], spec.rhs_dilation[i])
-        g_extent = dilated(y_shape[y_axes[2 + i]], spec.window_strides[i])
+    for (low, _), extents in zip(
+        spec.padding, _extents(spec, x_shape, kernel_shape, y_shape), strict=True
+    ):
+        x_extent, window, g_extent = extents
         new_low = window - 1 - low
-        padding.append((new_low, extent + window - 1 - g_extent - new_low))
+        padding.append((new_low, x_extent + window - 1 - g_extent - new_low))
     return ConvSpec(
         window_strides=spec.lhs_dilation,
         padding=tuple(padding),
@@ -155,11 +171,11 @@ def kernel_gradient(
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
     padding = []
-    for i, (low, _) in enumerate(spec.padding):
-        extent = dilated(x_shape[x_axes[2 + i]], spec.lhs_dilation[i])
-        window = dilated(kernel_shape[kernel_axes[2 + i]], spec.rhs_dilation[i])
-        g_extent = dilated(y_shape[y_axes[2 + i]], spec.window_strides[i])
-        padding.append((low, g_extent + window - 1 - extent - low))
+    for (low, _), extents in zip(
+        spec.padding, _extents(spec, x_shape, kernel_shape, y_shape), strict=True
+    ):
+        x_extent, window, g_extent = extents
+        padding.append((low, g_extent + window - 1 - x_extent - low))
     return ConvSpec(
         window_strides=spec.rhs_dilation,
         padding=tuple(padding),

@@ -1,5 +1,6 @@
 """Linear maps that stand around a layer's convolution, each with its transpose."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,17 +35,16 @@ def merged_batch(axis: int, batch: Sequence[int]) -> LinearMap:
         return LinearMap(
             lambda x: jnp.expand_dims(x, axis), lambda y: jnp.squeeze(y, axis)
         )
-    leading = batch[:-1]
+    here = range(axis, axis + len(batch) - 1)
 
     def merge(x: jax.Array) -> jax.Array:
-        for i in reversed(range(len(leading))):
-            x = calculus.fold(x, i, i + axis)
-        return x
+        x = jnp.moveaxis(x, range(len(here)), here)
+        rest = x.shape[axis + len(batch) :]
+        return x.reshape(*x.shape[:axis], math.prod(batch), *rest)
 
     def split(y: jax.Array) -> jax.Array:
-        for i, size in enumerate(leading):
-            y = jnp.moveaxis(calculus.unfold(y, i + axis, size), i + axis, i)
-        return y
+        y = y.reshape(*y.shape[:axis], *batch, *y.shape[axis + 1 :])
+        return jnp.moveaxis(y, here, range(len(here)))
 
     return LinearMap(merge, split)
 

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxconv import calculus
@@ -47,7 +48,7 @@ def conv(
       preferred_element_type: a dtype, or None.
       out_sharding: a `NamedSharding` in explicit mode, or None.
     """
-    x, kernel = _varying_alike(x, kernel)
+    x, kernel = varying_alike(x, kernel)
     return conv_p.bind(
         x,
         kernel,
@@ -58,7 +59,7 @@ def conv(
     )
 
 
-def _varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
     """Inside shard_map, mark each array as varying wherever one of them is."""
     axes = [jax.typeof(array).mat.varying for array in arrays]
     together = frozenset.union(*axes)
@@ -110,12 +111,7 @@ def _run(x: jax.Array, kernel: jax.Array, *, platform: str, **params: Any) -> ja
     return run(params["spec"], x, kernel)
 
 
-conv_p.def_impl(
-    jax.jit(
-        conv_p.bind,
-        static_argnames=("spec", "precision", "preferred_element_type", "out_sharding"),
-    )
-)
+conv_p.def_impl(partial(xla.apply_primitive, conv_p))
 for _platform in ("cpu", None):
     _lowering = mlir.lower_fun(
         partial(_run, platform=_platform or "this platform"), multiple_results=False
@@ -126,6 +122,13 @@ for _platform in ("cpu", None):
 def _is_empty(*arrays: Any) -> bool:
     """Whether some array has no entries, so that a sum over it has no terms."""
     return any(is_static(size) and size == 0 for a in arrays for size in a.shape)
+
+
+def _zeros(of: Any) -> jax.Array:
+    """Zeros of a type, with its explicit sharding and varying axes."""
+    zeros = lax.full(of.shape, 0, of.dtype, sharding=_explicit(of.sharding))
+    varying = of.mat.varying if isinstance(of, ShapedArray) else ()
+    return lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
 
 
 def input_gradient(
@@ -148,7 +151,7 @@ def input_gradient(
       preferred_element_type: of the gradient's convolution.
     """
     if _is_empty(g, x_type):
-        return jnp.zeros(x_type.shape, x_type.dtype)
+        return _zeros(x_type)
     kernel_axes = spec.dimension_numbers.rhs_spec
     flipped = calculus.transposed_kernel(kernel_axes, spec.groups, kernel)
     dx = conv(
@@ -182,7 +185,7 @@ def kernel_gradient(
       preferred_element_type: of the gradient's convolution.
     """
     if _is_empty(g, kernel_type):
-        return jnp.zeros(kernel_type.shape, kernel_type.dtype)
+        return _zeros(kernel_type)
     dkernel = conv(
         x.astype(g.dtype),
         g,

@@ -17,9 +17,11 @@ dimensions of `jax.export.symbolic_shape`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 
@@ -43,7 +45,14 @@ def dilated(size: int, dilation: int) -> int:
       >>> dilated(3, 2), dilated(0, 2)
       (5, 0)
     """
-    return 0 if is_static(size) and size == 0 else (size - 1) * dilation + 1
+    if is_static(size):
+        return (size - 1) * dilation + 1 if size else 0
+    # A symbolic size may turn out to be 0: lax knows how to say that.
+    line = jax.ShapeDtypeStruct((size,), np.float32)
+    spread = functools.partial(
+        lax.pad, padding_value=np.float32(0), padding_config=[(0, 0, dilation - 1)]
+    )
+    return jax.eval_shape(spread, line).shape[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers):
             expected = reference_conv(x, kernel, **case.geometry)
             np.testing.assert_array_equal(y, expected, err_msg=case.name)
             applied += 1
-    assert applied >= 10
+    assert applied >= 2 + 8 * (name != "empty")
 
 
 def compiled_text(conv, *shapes):
@@ -64,12 +64,11 @@ def test_nothing_emitted_has_negative_padding_or_input_dilation(case):
     problem = problem_of(case)
     shapes = case.x_shape, case.kernel_shape, problem.output_shape
     text = compiled_text(gradients, *shapes)
-    zero = ("2d.cropped-away", "2d.transposed-taps-between")
-    assert ("stablehlo.convolution" in text) == (case.name not in zero)
+    zero = ("cropped-away", "transposed-taps-between", "no-output", "no-batch")
+    assert ("stablehlo.convolution" in text) == (case.name[3:] not in zero)
     assert not re.findall(r"pad = [^}]*-", text)
-    if 0 not in (*case.x_shape, *problem.output_shape):
-        dilations = re.findall(r"lhs_dilate = \[([\d, ]*)\]", text)
-        assert all(set(found) <= set("1, ") for found in dilations)
+    dilations = re.findall(r"lhs_dilate = \[([\d, ]*)\]", text)
+    assert all(set(found) <= set("1, ") for found in dilations)
 
 
 def test_direct_emits_the_program_of_stock_jax():
@@ -111,7 +110,7 @@ def test_other_platforms_get_the_stock_program():
         ("3d.transposed", "subpixel"),
         ("2d.negative", "crop"),
         ("2d.negative-transposed", "crop"),
-        ("2d.no-output", "direct"),
+        ("2d.no-output", "empty"),
     ],
 )
 def test_plan_on_cpu(name, algorithm):

@@ -26,6 +26,7 @@ TRANSFORMED = [
         *("2d.odd-layout", "3d.transposed"),
     )
 ]
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 each_case = pytest.mark.parametrize("case", TRANSFORMED, ids=lambda case: case.name)
 
 
@@ -298,10 +299,11 @@ def test_export_round_trip(case, operands):
 
 @pytest.mark.parametrize("sizes", ["b, 8, 9, 3", "b, h, w, 3"])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
-def test_symbolic_shapes(sizes, strides, integers):
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((-1, 0), (2, 0))])
+def test_symbolic_shapes(sizes, strides, padding, integers):
     def conv(x, k):
         return jaxconv.lax.conv_general_dilated(
-            x, k, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, k, strides, padding, dimension_numbers=LAYOUT
         )
 
     def gradients(x, k):
@@ -331,9 +333,6 @@ def gradients_of(conv, g):
         return y, *pull_back(g)
 
     return gradients
-
-
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @pytest.mark.parametrize("geometry", ["plain", "strided", "transposed", "cropped"])
@@ -378,6 +377,58 @@ def test_jit_of_sharded_arrays(spec, integers):
         chex.assert_trees_all_equal(
             jax.device_get(got), jax.device_get(gradients(x, k))
         )
+
+
+@pytest.mark.parametrize("layer", ["conv", "conv_transpose", "conv_forward"])
+@pytest.mark.parametrize("padding", ["SAME", "CIRCULAR"])
+def test_layers_in_shard_map(layer, padding, integers):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    params = jaxconv.ConvParams(integers(3, 2, 4), integers(4))
+    x = integers(8, 6, 2)
+
+    def loss(params, x):
+        y = getattr(jaxconv, layer)(params, x, strides=2, padding=padding)
+        return (y * y).sum()
+
+    def sharded(params, x):
+        return jax.shard_map(
+            lambda params, x: lax.psum(loss(params, x), "data"),
+            mesh=mesh,
+            in_specs=(P(), P("data")),
+            out_specs=P(),
+        )(params, x)
+
+    got = jax.jit(jax.grad(sharded, (0, 1)))(params, x)
+    chex.assert_trees_all_equal(got, jax.jit(jax.grad(loss, (0, 1)))(params, x))
+
+
+def test_empty_results_in_shard_map(integers):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(x, k):
+        y = jaxconv.lax.conv_general_dilated(
+            x, k, (1, 1), "VALID", dimension_numbers=LAYOUT
+        )
+        return y.sum()
+
+    total = jax.shard_map(
+        lambda x, k: lax.psum(loss(x, k), "data"),
+        mesh=mesh,
+        in_specs=(P("data"), P()),
+        out_specs=P(),
+    )
+    x, k = integers(4, 2, 2, 3), integers(3, 3, 3, 4)
+    got = jax.jit(jax.grad(total, (0, 1)))(x, k)
+    chex.assert_trees_all_equal(got, (np.zeros_like(x), np.zeros_like(k)))
+
+
+def test_without_jit_and_with_checks_for_nan(integers):
+    x, k = integers(2, 3, 8), integers(4, 3, 3)
+    with jax.disable_jit():
+        y = jaxconv.lax.conv(x, k, (1,), "SAME")
+    np.testing.assert_array_equal(y, lax.conv(x, k, (1,), "SAME"))
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jaxconv.lax.conv(x + np.inf, 0 * k, (1,), "SAME")
 
 
 def test_explicit_sharding(integers):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import jax
 
-from jaxconv.algorithms import crop, direct, subpixel
+from jaxconv.algorithms import crop, direct, empty, subpixel
 from jaxconv.spec import ConvProblem, ConvSpec
 
 Conv = Callable[[ConvSpec, jax.Array, jax.Array], jax.Array]
@@ -32,6 +32,7 @@ class Algorithm(Protocol):
 
 
 ALGORITHMS: dict[str, Algorithm] = {
+    "empty": empty,
     "crop": crop,
     "subpixel": subpixel,
     "direct": direct,

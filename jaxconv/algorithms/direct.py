@@ -3,8 +3,8 @@
 y[n, f, o] = Σ_{c, t} x̃[n, c, s·o + d·t − p] · k[f, c, t], with nothing rewritten.
 
 Applies to every problem; it is the program that stock JAX emits. Symbolic padding,
-which the gradients of convolutions with symbolic sizes have and lax refuses, is laid
-around x by `lax.pad` beforehand.
+which the gradients of convolutions with symbolic sizes have and lax refuses, and
+negative padding of symbolic sizes, is laid around x by `lax.pad` beforehand.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,8 @@ def run(
     """Compute `problem` by XLA's own convolution."""
     spec = problem.spec
     padding, lhs_dilation = spec.padding, spec.lhs_dilation
-    if not is_static(*(pad for pair in padding for pad in pair)):
+    pads = [pad for pair in padding for pad in pair]
+    if not is_static(*pads) or (min(pads, default=0) < 0):  # else `crop` was planned
         edges = [(0, 0, 0)] * x.ndim
         for axis, (low, high), dilation in zip(
             spec.dimension_numbers.lhs_spec[2:], padding, lhs_dilation, strict=True

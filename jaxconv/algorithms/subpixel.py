@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms import empty
 from jaxconv.spec import ConvProblem
 
 
@@ -68,20 +69,25 @@ def phases(
     rhs_dilation: int,
 ) -> Phases | None:
     """Solve equation (1) for q = 0; None if no tap ever meets an entry."""
-    step = math.gcd(stride, lhs_dilation)
+    step, common = math.gcd(stride, lhs_dilation), math.gcd(rhs_dilation, lhs_dilation)
     period = min(lhs_dilation // step, outputs)
-    met = {
-        (r, t): (stride * r + rhs_dilation * t - low) // lhs_dilation
-        for r in range(period)
-        for t in range(taps)
-        if (stride * r + rhs_dilation * t - low) % lhs_dilation == 0
-    }
+    # d·t ≡ p − s·r (mod L) has solutions t if gcd(d, L) divides the right side: every
+    # (L / gcd)-th tap from the first.
+    every = lhs_dilation // common
+    inverse = pow(rhs_dilation // common, -1, every)
+    met: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for r in range(period):
+        right = low - stride * r
+        t = np.arange(right // common * inverse % every, taps, every)
+        if right % common == 0 and t.size:
+            met[r] = t, (rhs_dilation * t - right) // lhs_dilation
     if not met:
         return None
-    first, last = min(met.values()), max(met.values())
-    dilation = math.gcd(*(entry - first for entry in met.values())) or 1
+    entries = np.unique(np.concatenate([entry for _, entry in met.values()]))
+    first, last = int(entries[0]), int(entries[-1])
+    dilation = int(np.gcd.reduce(entries - first)) or 1
     table = np.full((period, (last - first) // dilation + 1), taps)
-    for (r, t), entry in met.items():
+    for r, (t, entry) in met.items():
         table[r, (entry - first) // dilation] = t
     count = -(-outputs // period)
     # A period cut short at `outputs` has Q = 1, where any stride will do.
@@ -95,7 +101,7 @@ def applies(problem: ConvProblem) -> bool:
     return (
         problem.is_static
         and any(dilation > 1 for dilation in problem.spec.lhs_dilation)
-        and 0 not in (*problem.x_shape, *problem.kernel_shape, *problem.output_shape)
+        and not empty.applies(problem)
     )
 
 
