@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jaxconv.spec import ConvSpec, Pads, dilated, is_static
 
@@ -59,7 +62,9 @@ class Caller:
         return self.names.get(argument, argument)
 
     def given(self, x_shape: Sequence[int], kernel_shape: Sequence[int]) -> "Caller":
-        """The caller, with operands of these shapes."""
+        """The caller, with operands of these shapes, if it has none yet."""
+        if self.shapes:
+            return self
         x, kernel = self.name("lhs"), self.name("rhs")
         shapes = f"{x}.shape={tuple(x_shape)}, {kernel}.shape={tuple(kernel_shape)}"
         return dataclasses.replace(self, shapes=shapes)
@@ -99,7 +104,7 @@ def static_int(
         return operator.index(value)
     except TypeError as cause:
         advice = "Pass Python ints."
-        if isinstance(value, jax.Array):
+        if isinstance(value, Tracer):
             advice += (
                 " A traced value cannot shape a program: compute it outside of jit, or "
                 "mark it static, as with jax.jit(..., static_argnums=...)."
@@ -107,6 +112,46 @@ def static_int(
         rule = f"{caller.name(argument)} must be made of ints known at trace time"
         shown = value if whole is None else whole
         raise caller.error(TypeError, rule, argument, shown, advice) from cause
+
+
+def elements(value: Any) -> tuple | None:
+    """The elements of any iterable but a string, or None.
+
+    Example:
+      >>> elements([1, 2]), elements("ab"), elements(3)
+      ((1, 2), None, None)
+    """
+    try:
+        return None if isinstance(value, str | bytes) else tuple(value)
+    except TypeError:
+        return None
+
+
+def as_array(function: str, name: str, value: ArrayLike) -> jax.Array:
+    """The argument as an array, or a TypeError that names it."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as cause:
+        raise TypeError(
+            f"{function}: {name} must be an array, but got {name} of type "
+            f"{type(value).__name__}. Pass a JAX or NumPy array. ({cause})"
+        ) from cause
+
+
+def as_shape(function: str, name: str, value: Any) -> tuple[int, ...]:
+    """The argument as a shape, or a TypeError or ValueError that names it."""
+    sizes = None if hasattr(value, "shape") else elements(value)
+    if sizes is None:
+        raise TypeError(
+            f"{function}: {name} must be a shape, a tuple of ints, but got {name} of "
+            f"type {type(value).__name__}. Pass array.shape."
+        )
+    caller: Caller = Caller(function, {"rhs": name}, f"{name}={value!r}")
+    shape = tuple(static_int(caller, "rhs", size, value) for size in sizes)
+    if any(is_static(size) and size < 0 for size in shape):
+        rule = f"{name} must hold sizes of at least 0"
+        raise caller.error(ValueError, rule, "rhs", value, "Pass array.shape.")
+    return shape
 
 
 def per_axis(
@@ -128,9 +173,10 @@ def per_axis(
     name = caller.name(argument)
     rule = f"{name} must hold one int ≥ {least} per spatial axis ({rank})"
     advice = f"Pass {rank}, in the order of the kernel's axes, such as {(1,) * rank}."
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+    given = elements(value)
+    if given is None:
         raise caller.error(TypeError, rule, argument, value, advice)
-    sizes = tuple(static_int(caller, argument, size, value) for size in value)
+    sizes = tuple(static_int(caller, argument, size, given) for size in given)
     if len(sizes) != rank or any(is_static(size) and size < least for size in sizes):
         raise caller.error(ValueError, rule, argument, value, advice)
     return sizes
@@ -177,7 +223,10 @@ def canonical_layout(
         )
 
     if isinstance(dimension_numbers, lax.ConvDimensionNumbers):
-        axes = [tuple(map(int, part)) for part in dimension_numbers]
+        try:
+            axes = [tuple(map(operator.index, part)) for part in dimension_numbers]
+        except TypeError as cause:
+            raise error(advice) from cause
         if any(sorted(part) != list(range(rank)) for part in axes):
             raise error(advice)
         return lax.ConvDimensionNumbers(*axes)
@@ -185,6 +234,45 @@ def canonical_layout(
         return lax.conv_dimension_numbers(*shapes, dimension_numbers)
     except TypeError as cause:
         raise error(f"{advice} ({cause})") from cause
+
+
+def pairs_per_axis(
+    caller: Caller, value: Any, rank: int, strings: Sequence[str], *, short: bool
+) -> Pads:
+    """(low, high) per spatial axis, from pairs.
+
+    Args:
+      caller: whom to name in errors.
+      value: padding, not one of `strings`.
+      rank: number of spatial axes.
+      strings: what else the caller takes, for the message.
+      short: whether one int may stand for a pair, and one for all of them.
+
+    Raises:
+      TypeError: if there are not `rank` of them, or some are no ints.
+      ValueError: if it is no sequence of pairs.
+    """
+    ints = "an int, an int or pair" if short else "one (low, high) pair"
+    rule = f"padding must be one of {', '.join(strings)}, or {ints} per spatial axis "
+    rule += f"({rank})"
+    advice = f"Pass {rank} pairs, such as {((1, 1),) * rank}."
+    given = elements(value)
+    if given is None and short and not isinstance(value, str):
+        given = (static_int(caller, "padding", value),) * rank
+    if given is None:
+        raise caller.error(ValueError, rule, "padding", value, advice)
+    pads = []
+    for pad in given:
+        pair = elements(pad)
+        if pair is None and short and not isinstance(pad, str):
+            pair = (pad, pad)
+        if pair is None or len(pair) != 2:
+            raise caller.error(ValueError, rule, "padding", value, advice)
+        low, high = (static_int(caller, "padding", end, given) for end in pair)
+        pads.append((low, high))
+    if len(pads) != rank:
+        raise caller.error(TypeError, rule, "padding", value, advice)
+    return tuple(pads)
 
 
 def _pads(
@@ -196,39 +284,25 @@ def _pads(
     lhs_dilation: Sequence[int],
 ) -> Pads:
     """(low, high) per spatial axis, from a string or from pairs."""
-    rank = len(windows)
 
-    def error(kind: type[Exception], rule: str, advice: str) -> Exception:
-        return caller.error(kind, rule, "padding", value, advice)
+    def error(rule: str, advice: str) -> Exception:
+        return caller.error(ValueError, rule, "padding", value, advice)
 
-    if isinstance(value, str):
-        if value.upper() not in PADDING_STRINGS:
-            rule = f"padding must be one of {', '.join(PADDING_STRINGS)}, or pairs"
-            raise error(ValueError, rule, "Pass (low, high) for each spatial axis.")
+    if isinstance(value, str) and value.upper() in PADDING_STRINGS:
         if any(dilation != 1 for dilation in lhs_dilation):
             name = caller.name("lhs_dilation")
             rule = f"padding as a string has no meaning beside {name} > 1"
             advice = f"{name} is {tuple(lhs_dilation)}: pass pairs, or conv_transpose."
-            raise error(ValueError, rule, advice)
+            raise error(rule, advice)
         pads = lax.padtype_to_pads(x_spatial, windows, strides, value.upper())
         return tuple((_plain(low), _plain(high)) for low, high in pads)
-    rule = f"padding must be a string or one (low, high) pair per spatial axis ({rank})"
-    advice = f"Pass {rank} pairs, such as {((1, 1),) * rank}."
-    if not isinstance(value, Sequence | np.ndarray) or any(
-        not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2 for pair in value
-    ):
-        raise error(ValueError, rule, advice)
-    if len(value) != rank:
-        raise error(TypeError, rule, advice)
-    pads = []
-    for i, (low, high) in enumerate(value):
-        low, high = (static_int(caller, "padding", pad, value) for pad in (low, high))
+    pads = pairs_per_axis(caller, value, len(windows), PADDING_STRINGS, short=False)
+    for i, (low, high) in enumerate(pads):
         extent = dilated(x_spatial[i], lhs_dilation[i])
         if is_static(extent, low, high) and extent + low + high < 0:
             rule = f"padding must not crop more than there is ({extent} on axis {i})"
-            raise error(ValueError, rule, "Crop less, or pad the other side.")
-        pads.append((low, high))
-    return tuple(pads)
+            raise error(rule, "Crop less, or pad the other side.")
+    return pads
 
 
 def _plain(size: Any) -> Any:
@@ -358,6 +432,35 @@ def conv_spec(
     )
 
 
+def transposed_padding(
+    window: int, stride: int, padding: str | tuple[int, int]
+) -> tuple[int, int]:
+    """Padding of the input-dilated convolution that transposes a convolution.
+
+    Args:
+      window: extent of the dilated kernel, d·(K − 1) + 1.
+      stride: s of the convolution that is transposed.
+      padding: "SAME" or "VALID" of that convolution, as lax reads them: the output has
+        s·I points, or s·I + max(window − s, 0); or its pair (low, high).
+
+    Returns:
+      (low, high) around the input dilated by s.
+
+    Example:
+      >>> transposed_padding(3, 2, "SAME"), transposed_padding(3, 2, (1, 1))
+      ((2, 1), (1, 1))
+    """
+    if padding == "SAME":
+        total = window + stride - 2
+        low = window - 1 if stride > window - 1 else -(-total // 2)
+        return low, total - low
+    if padding == "VALID":
+        return window - 1, stride - 1 + max(window - stride, 0)
+    assert not isinstance(padding, str)
+    low, high = padding
+    return window - 1 - low, window - 1 - high
+
+
 def conv_numerics(
     caller: Caller, x: Any, kernel: Any, precision: Any, preferred_element_type: Any
 ) -> dict[str, Any]:
@@ -387,7 +490,13 @@ def conv_numerics(
         )
     if precision is None:
         precision = jax.config.jax_default_matmul_precision
-    precision = tuple(precision) if isinstance(precision, list) else precision
+    if not isinstance(precision, lax.DotAlgorithm | lax.DotAlgorithmPreset):
+        parts = elements(precision)
+        precision = (
+            tuple(map(_precision, parts))
+            if parts is not None
+            else _precision(precision)
+        )
     numerics = {"precision": precision, "preferred_element_type": None}
     try:
         if preferred_element_type is not None:
@@ -401,6 +510,14 @@ def conv_numerics(
             f"preferred_element_type={preferred_element_type!r} ({dtypes}). {cause}"
         ) from cause
     return numerics
+
+
+def _precision(name: Any) -> Any:
+    """A precision's name as the `lax.Precision` that it means, if it means one."""
+    try:
+        return lax.Precision(name) if isinstance(name, str) else name
+    except ValueError:
+        return name
 
 
 @functools.lru_cache(maxsize=256)

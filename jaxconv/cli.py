@@ -3,17 +3,34 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _EXTRA = "rich", "matplotlib", "optax", "sklearn"
 
 
-def _positive(text: str) -> int:
-    """A positive int, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an int of at least 1, got {text!r}")
-    return int(text)
+def _at_least(least: int) -> Callable[[str], int]:
+    """An int from `least` on, for argparse."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            message = f"must be an int of at least {least}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
+
+    return parse
+
+
+def _picture(text: str) -> Path:
+    """A file that a picture can be written to, for argparse."""
+    path = Path(text)
+    if path.suffix not in (".png", ".pdf", ".svg", ".jpg"):
+        message = f"must end in .png, .pdf, .svg or .jpg, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    if path.is_dir() or not path.parent.is_dir():
+        message = f"must be a file in a folder that exists, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,11 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo", help="train a small CNN on handwritten digits, stock against jaxconv"
     )
-    demo.add_argument("--steps", type=_positive, default=500, help="training steps")
-    demo.add_argument("--seed", type=int, default=0, help="of parameters and batches")
+    demo.add_argument("--steps", type=_at_least(1), default=500, help="training steps")
+    demo.add_argument(
+        "--seed", type=_at_least(0), default=0, help="of parameters and batches"
+    )
     demo.add_argument(
         "--out",
-        type=Path,
+        type=_picture,
         default=Path("jaxconv-demo.png"),
         help="where the picture goes",
     )
@@ -46,9 +65,11 @@ def _parser() -> argparse.ArgumentParser:
             *("complex64", "complex128"),
         ),
     )
-    check.add_argument("--seed", type=int, default=0, help="of cases and operands")
     check.add_argument(
-        "--cases", type=_positive, default=24, help="random cases beside the table"
+        "--seed", type=_at_least(0), default=0, help="of cases and operands"
+    )
+    check.add_argument(
+        "--cases", type=_at_least(1), default=24, help="random cases beside the table"
     )
     return parser
 

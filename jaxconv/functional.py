@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxconv import primitive
+from jaxconv.arguments import Caller, as_array, as_shape, elements, static_int
 from jaxconv.layer import (
     ConvOptions,
     ConvTransposeOptions,
@@ -154,7 +156,7 @@ def conv(params: Params, x: ArrayLike, **options: Unpack[ConvOptions]) -> jax.Ar
       >>> jax.grad(lambda x: conv(params, x).sum())(x).ravel().tolist()
       [2.0, 3.0, 3.0, 2.0]
     """
-    return _conv(("conv", conv_layer, options), params, x)
+    return _custom("conv", conv_layer, params, x, options)
 
 
 def conv_transpose_forward(
@@ -251,7 +253,7 @@ def conv_transpose(
       >>> conv_transpose(params, x, strides=2).ravel().tolist()
       [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
     """
-    return _conv(("conv_transpose", transposed_layer, options), params, x)
+    return _custom("conv_transpose", transposed_layer, params, x, options)
 
 
 def conv_input_grad(
@@ -282,11 +284,11 @@ def conv_input_grad(
       >>> conv_input_grad((8, 8, 3), jnp.ones((3, 3, 3, 4)), jnp.ones((8, 8, 4))).shape
       (8, 8, 3)
     """
-    kernel, g = jnp.asarray(kernel), jnp.asarray(g)
-    x_type = jax.ShapeDtypeStruct(tuple(x_shape), kernel.dtype)
-    layer = conv_layer("conv_input_grad", x_type, _type(kernel), options)
-    _check_cotangent("conv_input_grad", g, layer.y_type)
-    return layer.input_gradient(g, kernel)
+    function = "conv_input_grad"
+    kernel = as_array(function, "kernel", kernel)
+    x_type = jax.ShapeDtypeStruct(as_shape(function, "x_shape", x_shape), kernel.dtype)
+    layer = conv_layer(function, x_type, _type(kernel), options)
+    return layer.input_gradient(_cotangent(function, g, layer.y_type), kernel)
 
 
 def conv_kernel_grad(
@@ -317,11 +319,15 @@ def conv_kernel_grad(
       >>> conv_kernel_grad(jnp.ones((8, 3)), (5, 3, 4), jnp.ones((8, 4))).shape
       (5, 3, 4)
     """
-    x, g = jnp.asarray(x), jnp.asarray(g)
-    kernel_type = jax.ShapeDtypeStruct(tuple(kernel_shape), x.dtype)
-    layer = conv_layer("conv_kernel_grad", _type(x), kernel_type, options)
-    _check_cotangent("conv_kernel_grad", g, layer.y_type)
-    return layer.kernel_gradient(g, x)
+    function = "conv_kernel_grad"
+    x, shape = (
+        as_array(function, "x", x),
+        as_shape(function, "kernel_shape", kernel_shape),
+    )
+    layer = conv_layer(
+        function, _type(x), jax.ShapeDtypeStruct(shape, x.dtype), options
+    )
+    return layer.kernel_gradient(_cotangent(function, g, layer.y_type), x)
 
 
 def init_conv_params(
@@ -359,19 +365,26 @@ def init_conv_params(
       >>> params.kernel.shape, params.bias.shape
       ((3, 3, 2, 6), (6,))
     """
-    taps = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    taps = elements(kernel_size)
     sizes = {
+        "kernel_size": (kernel_size,) if taps is None else taps,
         "in_features": (in_features,),
         "out_features": (out_features,),
-        "kernel_size": taps,
         "groups": (groups,),
     }
     for name, values in sizes.items():
-        if any(value < 1 for value in values):
-            raise ValueError(
-                f"init_conv_params: sizes must be at least 1, but got {name}="
-                f"{values if name == 'kernel_size' else values[0]}. Pass positive ints."
-            )
+        whole = kernel_size if name == "kernel_size" else values[0]
+        caller = Caller("init_conv_params", {"rhs": name}, f"dtype={dtype}")
+        sizes[name] = tuple(static_int(caller, "rhs", v, whole) for v in values)
+        if min(sizes[name], default=1) < 1:
+            rule = "sizes must be at least 1"
+            raise caller.error(ValueError, rule, "rhs", whole, "Pass positive ints.")
+    taps, (in_features,), (out_features,), (groups,) = sizes.values()
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            "init_conv_params: parameters must be floating or complex, but got "
+            f"dtype={dtype}. Pass one such as jnp.float32."
+        )
     if in_features % groups or out_features % groups:
         raise ValueError(
             "init_conv_params: groups must divide the features, but got "
@@ -389,35 +402,33 @@ def _type(array: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _by_role(function: str, params: Params) -> dict[str, jax.Array]:
     """The kernel and the bias, if there is one, by these names."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        role = _role(path)
-        if role is None or role in leaves:
-            leaves = {}
-            break
-        leaves[role] = jnp.asarray(leaf)
-    if "kernel" not in leaves:
-        shown = jax.tree.map(jnp.shape, params)
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    roles = [_role(path) for path, _ in paths]
+    if None in roles or len(set(roles)) < len(roles) or "kernel" not in roles:
+        found = [jax.tree_util.keystr(path) or "the whole" for path, _ in paths]
         raise TypeError(
             f"{function}: params must be ConvParams(kernel, bias), or a mapping with "
             f"'kernel' and maybe 'bias', or 'w' and maybe 'b', but got params of type "
-            f"{type(params).__name__} with leaves of shapes {shown}. Pass the "
-            "parameters of one layer."
+            f"{type(params).__name__} with arrays at {', '.join(found) or 'no place'}. "
+            "Pass the parameters of one layer."
         )
-    return leaves
+    return {
+        role or "": as_array(function, f"params' {role}", leaf)
+        for role, (_, leaf) in zip(roles, paths, strict=True)
+    }
 
 
 def _role(path: tuple[Any, ...]) -> str | None:
     """Which parameter stands at a path of a tree: "kernel", "bias", or neither."""
-    name = jax.tree_util.keystr(path[:1], simple=True) if path else ""
-    return _ROLES.get(name)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return _ROLES.get(name.removesuffix("/value"))
 
 
 def _checked(
     function: str, layer_of: LayerOf, params: Params, x: ArrayLike, options: Any
 ) -> tuple[Layer, jax.Array, jax.Array, jax.Array | None]:
     """The layer for these operands, with x, kernel and bias."""
-    leaves, x = _by_role(function, params), jnp.asarray(x)
+    leaves, x = _by_role(function, params), as_array(function, "x", x)
     kernel, bias = leaves["kernel"], leaves.get("bias")
     layer = layer_of(function, _type(x), _type(kernel), options)
     features = layer.y_features
@@ -427,11 +438,28 @@ def _checked(
             f"({features},), but got bias.shape={bias.shape} (kernel.shape="
             f"{kernel.shape}). Reshape it, or pass bias=None."
         )
+    if bias is not None and not _holds(layer.output_dtype, bias.dtype):
+        raise TypeError(
+            f"{function}: the result's dtype must hold the bias, but got bias.dtype="
+            f"{bias.dtype} for a result of dtype {layer.output_dtype}. Convert one "
+            "with .astype(...)."
+        )
     return layer, x, kernel, bias
 
 
-def _check_cotangent(function: str, g: jax.Array, y_type: Any) -> None:
-    """Refuse a cotangent that is not of the result's shape and dtype."""
+def _holds(dtype: Any, other: Any) -> bool:
+    """Whether `dtype` has room for the kind of number that `other` is."""
+    kinds = jnp.complexfloating, jnp.floating, jnp.integer
+    ranks = [
+        next((i for i, kind in enumerate(kinds) if jnp.issubdtype(d, kind)), len(kinds))
+        for d in (dtype, other)
+    ]
+    return ranks[0] <= ranks[1]
+
+
+def _cotangent(function: str, g: ArrayLike, y_type: Any) -> jax.Array:
+    """The cotangent as an array, of the result's shape and dtype or refused."""
+    g = as_array(function, "g", g)
     if g.shape != y_type.shape:
         raise ValueError(
             f"{function}: g must have the shape of the result, {y_type.shape}, but got "
@@ -442,6 +470,12 @@ def _check_cotangent(function: str, g: jax.Array, y_type: Any) -> None:
             f"{function}: g must have the dtype of the result, {y_type.dtype}, but got "
             f"g.dtype={g.dtype}. Convert it with .astype(...)."
         )
+    if not jnp.issubdtype(g.dtype, jnp.inexact):
+        raise TypeError(
+            f"{function}: gradients are for floating and complex dtypes, but got "
+            f"g.dtype={g.dtype}. Convert the operands with .astype(...)."
+        )
+    return g
 
 
 def _forward(
@@ -467,15 +501,14 @@ def _vjp(
     options: Any,
 ) -> tuple[Params | None, jax.Array | None]:
     """Pull `g` back through a layer of checked operands."""
-    asked = {wrt} if isinstance(wrt, str) else set(wrt)
-    if not asked <= {"params", "x"}:
+    asked = (wrt,) if isinstance(wrt, str) else elements(wrt)
+    if asked is None or any(name not in ("params", "x") for name in asked):
         raise ValueError(
             f"{function}: wrt must name gradients among 'params' and 'x', but got "
             f"wrt={wrt!r}. Pass wrt=('params',), ('x',) or both."
         )
     layer, x, kernel, bias = _checked(function, layer_of, params, x, options)
-    g = jnp.asarray(g)
-    _check_cotangent(function, g, layer.y_type)
+    g = _cotangent(function, g, layer.y_type)
     dparams, dx = None, None
     if "params" in asked:
         gradients = {"kernel": layer.kernel_gradient(g, x, kernel)}
@@ -489,6 +522,22 @@ def _vjp(
     if "x" in asked:
         dx = layer.input_gradient(g, kernel, x)
     return dparams, dx
+
+
+def _custom(
+    function: str, layer_of: LayerOf, params: Params, x: ArrayLike, options: Any
+) -> jax.Array:
+    """Call the custom_vjp on checked operands that vary alike.
+
+    Inside shard_map an operand that is the same everywhere is marked as varying out
+    here, so that the sum of its gradient over the devices is taken out here too.
+    """
+    _, x, *_ = _checked(function, layer_of, params, x, options)
+    leaves, tree = jax.tree.flatten((params, x))
+    params, x = jax.tree.unflatten(
+        tree, primitive.varying_alike(*map(jnp.asarray, leaves))
+    )
+    return _conv((function, layer_of, options), params, x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -25,10 +25,15 @@ from jaxconv.arguments import (
     Caller,
     DimensionNumbers,
     Padding,
+    as_array,
+    as_shape,
     canonical_layout,
     conv_numerics,
     conv_spec,
+    elements,
+    pairs_per_axis,
     per_axis,
+    transposed_padding,
 )
 from jaxconv.spec import dilated
 
@@ -126,7 +131,8 @@ def _conv(
     **geometry: Any,
 ) -> Array:
     """`conv_general_dilated`, called by the function that `caller` names."""
-    x, kernel = jnp.asarray(lhs), jnp.asarray(rhs)
+    x = as_array(caller.function, "lhs", lhs)
+    kernel = as_array(caller.function, "rhs", rhs)
     numerics = conv_numerics(caller, x, kernel, precision, preferred_element_type)
     if isinstance(out_sharding, PartitionSpec):
         out_sharding = NamedSharding(jax.sharding.get_abstract_mesh(), out_sharding)
@@ -225,34 +231,6 @@ def conv_with_general_padding(
     )
 
 
-def transposed_padding(
-    window: int, stride: int, padding: str | Sequence[int]
-) -> tuple[int, int]:
-    """Padding of the input-dilated convolution that transposes a convolution.
-
-    Args:
-      window: extent of the dilated kernel, d·(K − 1) + 1.
-      stride: s of the convolution that is transposed.
-      padding: "SAME" or "VALID" of that convolution, as lax reads them: the output has
-        s·I points, or s·I + max(window − s, 0); or its pair (low, high).
-
-    Returns:
-      (low, high) around the input dilated by s.
-
-    Example:
-      >>> transposed_padding(3, 2, "SAME"), transposed_padding(3, 2, (1, 1))
-      ((2, 1), (1, 1))
-    """
-    if padding == "SAME":
-        total = window + stride - 2
-        low = window - 1 if stride > window - 1 else -(-total // 2)
-        return low, total - low
-    if padding == "VALID":
-        return window - 1, stride - 1 + max(window - stride, 0)
-    low, high = padding
-    return window - 1 - int(low), window - 1 - int(high)
-
-
 def conv_transpose(
     lhs: ArrayLike,
     rhs: ArrayLike,
@@ -300,7 +278,8 @@ def conv_transpose(
       (1, 16, 16, 5)
     """
     caller = Caller("conv_transpose", {"lhs_dilation": "strides"})
-    x, kernel = jnp.asarray(lhs), jnp.asarray(rhs)
+    x = as_array("conv_transpose", "lhs", lhs)
+    kernel = as_array("conv_transpose", "rhs", rhs)
     if dimension_numbers is None:
         layouts = ("NC", "IO"), ("NHC", "HIO"), ("NHWC", "HWIO"), ("NHWDC", "HWDIO")
         if not 2 <= x.ndim <= 5:
@@ -317,19 +296,20 @@ def conv_transpose(
     strides = per_axis(caller, "lhs_dilation", strides, rank)
     if rhs_dilation is not None:
         rhs_dilation = per_axis(caller, "rhs_dilation", rhs_dilation, rank)
-    if use_consistent_padding or padding in ("SAME", "VALID"):
-        pads = (padding,) * rank if isinstance(padding, str) else tuple(padding)
-        if len(pads) != rank:
-            rule = f"padding must have one pair per spatial axis ({rank})"
-            advice = f"Pass {rank} pairs."
-            raise caller.error(TypeError, rule, "padding", padding, advice)
+    known = ("SAME", "VALID")
+    if not isinstance(padding, str):
+        padding = pairs_per_axis(caller, padding, rank, known, short=False)
+    elif padding not in known and (use_consistent_padding or max(strides) > 1):
+        rule = "padding must be SAME or VALID, in capitals, or pairs"
+        raise caller.error(ValueError, rule, "padding", padding, "Pass one of them.")
+    if use_consistent_padding or padding in known:
         dilations = rhs_dilation or (1,) * rank
-        padding = tuple(
-            transposed_padding(dilated(kernel.shape[axis], dilation), stride, pad)
-            for axis, dilation, stride, pad in zip(
-                spatial, dilations, strides, pads, strict=True
-            )
-        )
+        windows = [
+            dilated(kernel.shape[axis], dilation)
+            for axis, dilation in zip(spatial, dilations, strict=True)
+        ]
+        pads = (padding,) * rank if isinstance(padding, str) else padding
+        padding = tuple(map(transposed_padding, windows, strides, pads))
     if transpose_kernel:
         kernel = jnp.flip(kernel, spatial).swapaxes(feature, channel)
     return _conv(
@@ -344,11 +324,6 @@ def conv_transpose(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-
-
-def _precision_of_lhs(precision: Any) -> Any:
-    """The part of a precision that concerns the first operand."""
-    return precision[0] if isinstance(precision, list | tuple) else precision
 
 
 def conv_general_dilated_patches(
@@ -390,10 +365,33 @@ def conv_general_dilated_patches(
       >>> conv_general_dilated_patches(x, (2,), (1,), "VALID")[0].tolist()
       [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]
     """
-    caller = Caller("conv_general_dilated_patches", {"rhs": "filter_shape"})
-    x = jnp.asarray(lhs)
-    shape = (1, 1, *filter_shape)
-    layout = canonical_layout(caller, x.shape, shape, dimension_numbers)
+    return _patches(
+        "conv_general_dilated_patches",
+        as_array("conv_general_dilated_patches", "lhs", lhs),
+        filter_shape,
+        dimension_numbers,
+        precision,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def _patches(
+    function: str,
+    x: Array,
+    filter_shape: Sequence[int],
+    dimension_numbers: DimensionNumbers,
+    precision: Any,
+    **options: Any,
+) -> Array:
+    """`conv_general_dilated_patches`, called by `function`."""
+    caller = Caller(function)
+    filter_shape = as_shape(function, "filter_shape", filter_shape)
+    like = (1, 1, *filter_shape)
+    layout = canonical_layout(caller, x.shape, like, dimension_numbers)
     channels, taps = x.shape[layout.lhs_spec[1]], math.prod(filter_shape)
     kernel = jnp.eye(taps, dtype=x.dtype).reshape(taps, 1, *filter_shape)
     kernel = jnp.tile(kernel, (channels, *(1,) * (kernel.ndim - 1)))  # [(c, t), 1, *K]
@@ -402,14 +400,11 @@ def conv_general_dilated_patches(
         caller,
         x,
         kernel,
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
         dimension_numbers=layout,
         feature_group_count=channels,
+        # The kernel's entries are 0 and 1, exact in any precision.
         precision=None if precision is None else (precision, lax.Precision.DEFAULT),
-        preferred_element_type=preferred_element_type,
+        **options,
     )
 
 
@@ -452,18 +447,22 @@ def conv_general_dilated_local(
       >>> conv_general_dilated_local(x, kernels, (1,), "VALID", (3,)).shape
       (1, 4, 3)
     """
-    caller = Caller("conv_general_dilated_local")
-    x, kernels = jnp.asarray(lhs), jnp.asarray(rhs)
-    layout = canonical_layout(caller, x.shape, kernels.shape, dimension_numbers)
-    patches = conv_general_dilated_patches(
+    function = "conv_general_dilated_local"
+    x, kernels = as_array(function, "lhs", lhs), as_array(function, "rhs", rhs)
+    layout = canonical_layout(
+        Caller(function), x.shape, kernels.shape, dimension_numbers
+    )
+    precision = elements(precision) or precision
+    patches = _patches(
+        function,
         x,
         filter_shape,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
         layout,
-        _precision_of_lhs(precision),
+        precision[0] if isinstance(precision, tuple) else precision,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
     )
     y_batch, y_feature, *y_spatial = layout.out_spec
     _, channel, *spatial = layout.rhs_spec

@@ -28,10 +28,12 @@ from jaxconv.arguments import (
     canonical_layout,
     conv_numerics,
     conv_spec,
+    elements,
+    pairs_per_axis,
     per_axis,
     static_int,
+    transposed_padding,
 )
-from jaxconv.lax import transposed_padding
 from jaxconv.linear_maps import (
     IDENTITY,
     LinearMap,
@@ -40,7 +42,7 @@ from jaxconv.linear_maps import (
     merged_batch,
     turned_kernel,
 )
-from jaxconv.spec import ConvSpec, Pads, dilated
+from jaxconv.spec import ConvSpec, dilated, is_static
 
 IntOrInts = int | Sequence[int]
 Pairs = int | Sequence[int | tuple[int, int]]
@@ -204,6 +206,11 @@ class Layer(NamedTuple):
         return jax.eval_shape(self.y_map.apply, y_type)
 
     @property
+    def output_dtype(self) -> Any:
+        """Dtype of the layer's result."""
+        return self.numerics["preferred_element_type"] or self.x_type.dtype
+
+    @property
     def y_features(self) -> int:
         """Output features of the layer."""
         return self.kernel_type.shape[self.spec.dimension_numbers.rhs_spec[0]]
@@ -248,33 +255,10 @@ class _Operands(NamedTuple):
 
     def sizes(self, argument: Argument, value: Any, least: int = 1) -> tuple[int, ...]:
         """One int per spatial axis, from one int for all of them or one for each."""
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            value = (static_int(self.caller, argument, value),) * self.rank
-        return per_axis(self.caller, argument, value, self.rank, least)
-
-    def pairs(self, value: Any, strings: Sequence[str]) -> Pads:
-        """(low, high) per spatial axis, from an int, or an int or pair for each."""
-        rule = f"padding must be one of {', '.join(strings)}, an int, or one int or "
-        rule += f"(low, high) pair per spatial axis ({self.rank})"
-        advice = f"Pass {self.rank} pairs, such as {((1, 1),) * self.rank}."
-        if not isinstance(value, Sequence):
-            value = (static_int(self.caller, "padding", value),) * self.rank
-        pads = []
-        for pad in value:
-            low, high = pad if _is_pair(pad) else (pad, pad)
-            if isinstance(low, str | Sequence):
-                raise self.caller.error(ValueError, rule, "padding", value, advice)
-            low, high = (
-                static_int(self.caller, "padding", end, value) for end in (low, high)
-            )
-            pads.append((low, high))
-        if len(pads) != self.rank:
-            raise self.caller.error(ValueError, rule, "padding", value, advice)
-        return tuple(pads)
-
-
-def _is_pair(pad: object) -> bool:
-    return isinstance(pad, Sequence) and not isinstance(pad, str) and len(pad) == 2
+        given = elements(value)
+        if given is None:
+            given = (static_int(self.caller, argument, value),) * self.rank
+        return per_axis(self.caller, argument, given, self.rank, least)
 
 
 def _operands(
@@ -299,12 +283,13 @@ def _operands(
         layout = canonical_layout(caller, like, like, dimension_numbers)
     axis = layout.lhs_spec[0]
     if leading == 0:
-        x_shape = (*x.shape[:axis], 1, *x.shape[axis:])
+        x_shape, batch = (*x.shape[:axis], 1, *x.shape[axis:]), ()
     else:
-        (*sizes,) = x.shape[leading - 1 :]
-        sizes[axis] *= math.prod(x.shape[: leading - 1])
-        x_shape = tuple(sizes)
-    return _Operands(caller, layout, x_shape, x.shape[:leading], rank)
+        others, one = x.shape[: leading - 1], list(x.shape[leading - 1 :])
+        batch = (*others, one[axis])
+        one[axis] = math.prod(batch)
+        x_shape = tuple(one)
+    return _Operands(caller, layout, x_shape, batch, rank)
 
 
 def _windows(kernel: Any, layout: Any, dilation: Sequence[int]) -> list[int]:
@@ -325,9 +310,13 @@ def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
     x_map, padding = merged_batch(layout.lhs_spec[0], batch), options["padding"]
     mode = padding.upper() if isinstance(padding, str) else None
     if mode in _BORDERS:
-        if 0 in x_shape or max(input_dilation, default=1) > 1:
+        sizes = [x_shape[axis] for axis in layout.lhs_spec[2:]]
+        advice = "Pass explicit padding."
+        if not is_static(*sizes):
+            rule = f"padding by {mode} needs spatial sizes that are not symbolic"
+            raise caller.error(NotImplementedError, rule, "padding", padding, advice)
+        if 0 in sizes or max(input_dilation, default=1) > 1:
             rule = f"padding by {mode} needs points of x to continue, undilated"
-            advice = "Pass explicit padding."
             raise caller.error(ValueError, rule, "padding", padding, advice)
         edges = [(0, 0)] * (rank + 2)
         for axis, window in zip(layout.lhs_spec[2:], windows, strict=True):
@@ -338,7 +327,8 @@ def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
     elif mode == "CAUSAL":
         padding = tuple((window - 1, 0) for window in windows)
     elif mode not in PADDING_STRINGS:
-        padding = operands.pairs(padding, (*PADDING_STRINGS, "CAUSAL", *_BORDERS))
+        known = (*PADDING_STRINGS, "CAUSAL", *_BORDERS)
+        padding = pairs_per_axis(caller, padding, rank, known, short=True)
     spec = conv_spec(
         caller,
         x_shape,
@@ -378,7 +368,9 @@ def transposed_layer(
     padding = options["padding"]
     mode = padding.upper() if isinstance(padding, str) else None
     known = ("SAME", "VALID", "CIRCULAR")
-    explicit = None if mode in known else operands.pairs(padding, known)
+    explicit = None
+    if mode not in known:
+        explicit = pairs_per_axis(caller, padding, rank, known, short=True)
     named = ("VALID" if mode == "CIRCULAR" else mode or "",) * rank
     pads = explicit or tuple(map(transposed_padding, windows, strides, named))
     if explicit and options["use_consistent_padding"]:
@@ -402,9 +394,14 @@ def transposed_layer(
         # The kernel of the convolution that this transposes.
         kernel_map = turned_kernel(layout.rhs_spec, groups)
         feature, channel, *_ = layout.rhs_spec
+        blocks = static_int(caller, "feature_group_count", groups)
+        if blocks < 1 or kernel.shape[feature] % blocks:
+            rule = "groups must be at least 1 and divide the input features, of which "
+            rule += f"the kernel has {kernel.shape[feature]}"
+            advice = "Change groups, or the kernel: [*taps, Cout // groups, Cin]."
+            raise caller.error(ValueError, rule, "feature_group_count", groups, advice)
         layout = layout._replace(rhs_spec=calculus.swapped(layout.rhs_spec))
-        blocks = max(static_int(caller, "feature_group_count", groups), 1)
-        kernel_shape[feature] = -(-kernel_shape[feature] // blocks)
+        kernel_shape[feature] //= blocks
         kernel_shape[channel] *= blocks
     spec = conv_spec(
         caller,

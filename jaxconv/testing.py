@@ -1,7 +1,7 @@
 """A NumPy reference for convolutions, and checks for a user's own layer.
 
-The reference is written tap by tap in float64 and shares no code with JAX or with the
-rest of this library, so that it can judge both. Errors are told in units of
+The reference is written tap by tap in float64 and computes with no code of JAX or of
+the rest of this library, so that it can judge both. Errors are told in units of
 
     ε · √terms · max|reference|,
 
@@ -9,6 +9,7 @@ where ε is the rounding error of the dtype and `terms` the length of the sum be
 entry: what rounding alone makes of a sum of random terms is of the order of one unit.
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxconv.arguments import Caller, conv_spec
 
 LIMIT = 2.0
 """Units of error that `check_conv` tolerates."""
@@ -118,15 +121,22 @@ def _string_padding(mode: str, size: int, window: int, stride: int) -> tuple[int
     """Padding by name, for one axis."""
     if mode.upper() == "VALID":
         return 0, 0
+    if mode.upper() not in ("SAME", "SAME_LOWER"):
+        raise ValueError(
+            "reference_conv: padding must be SAME, SAME_LOWER, VALID or pairs, but got "
+            f"padding={mode!r}. Pass one of them."
+        )
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     small, large = total // 2, total - total // 2
     return (small, large) if mode.upper() == "SAME" else (large, small)
 
 
-def _orders(dimension_numbers: Sequence[str] | None, rank: int) -> list[list[int]]:
+def _orders(dimension_numbers: Sequence[Any] | None, rank: int) -> list[list[int]]:
     """Axes of input, kernel and output in canonical order."""
     if dimension_numbers is None:
         return [list(range(rank))] * 3
+    if not isinstance(dimension_numbers[0], str):  # axis numbers already
+        return [list(axes) for axes in dimension_numbers]
     spatial = [letter for letter in dimension_numbers[1] if letter not in "OI"]
     return [
         [layout.index(letter) for letter in [*first, *spatial]]
@@ -141,7 +151,7 @@ def reference_conv(
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Sequence[str] | None = None,
+    dimension_numbers: Sequence[Any] | None = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
 ) -> np.ndarray:
@@ -188,7 +198,7 @@ def reference_conv_vjp(
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Sequence[str] | None = None,
+    dimension_numbers: Sequence[Any] | None = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -353,6 +363,21 @@ class Trial:
           seed: of the generator.
           **geometry: as `reference_conv` takes it.
         """
+        geometry.setdefault("window_strides", (1,) * (len(x_shape) - 2))
+        caller = Caller("check_conv", {"lhs": "x", "rhs": "kernel"})
+        unknown = geometry.keys() - inspect.signature(reference_conv).parameters.keys()
+        if unknown or "padding" not in geometry:
+            raise TypeError(
+                "check_conv: the geometry must be told in the keywords of "
+                "jax.lax.conv_general_dilated, padding among them, but got "
+                f"{geometry}. Pass window_strides=..., padding=..., ...."
+            )
+        conv_spec(caller, x_shape, kernel_shape, **geometry)
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError(
+                f"check_conv: JAX must have the dtype, but got dtype={dtype} while "
+                "64-bit types are off. Set jax_enable_x64."
+            )
         self.dtype = dtype
         x, kernel = draw(seed, dtype, x_shape, kernel_shape)
         y = reference_conv(x, kernel, **geometry)

@@ -1,6 +1,6 @@
 """What users may write, and the errors for what they may not."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +61,15 @@ def lax_conv(
     )
 
 
-def forward(x=X, k=K, **options):
+def forward(x: Any = X, k: Any = K, **options: Any):
     return jaxconv.conv_forward(ConvParams(k), x, **options)
 
 
-def vjp(g=X, **options):
+def vjp(g: Any = X, **options: Any):
     return jaxconv.conv_vjp(ConvParams(K), X, g, **options)
 
 
-def transposed(x=X, k=K, **options):
+def transposed(x: Any = X, k: Any = K, **options: Any):
     return jaxconv.conv_transpose_forward(ConvParams(k), x, **options)
 
 
@@ -155,8 +155,8 @@ LAX_ERRORS = {
     "padding-string": (
         lambda: lax_conv(padding="FULL"),
         ValueError,
-        "padding must be one of SAME, SAME_LOWER, VALID, or pairs, but got "
-        "padding='FULL'",
+        r"one of SAME, SAME_LOWER, VALID, or one \(low, high\) pair per spatial axis "
+        r"\(2\), but got padding='FULL'",
     ),
     "padding-string-dilated": (
         lambda: lax_conv(lhs_dilation=(2, 1)),
@@ -244,7 +244,41 @@ LAX_ERRORS = {
             X, K, (2, 2), [(1, 1)], use_consistent_padding=True
         ),
         TypeError,
-        r"one pair per spatial axis \(2\), but got padding=\[\(1, 1\)\]",
+        r"pair per spatial axis \(2\), but got padding=\[\(1, 1\)\]",
+    ),
+    "transpose-string": (
+        lambda: jaxconv.lax.conv_transpose(X, K, (2, 2), "same"),
+        ValueError,
+        "conv_transpose: padding must be SAME or VALID, in capitals, or pairs",
+    ),
+    "transpose-consistent-ints": (
+        lambda: jaxconv.lax.conv_transpose(
+            X, K, (2, 2), cast(Any, (1, 1)), use_consistent_padding=True
+        ),
+        ValueError,
+        r"conv_transpose: padding .* but got padding=\(1, 1\)",
+    ),
+    "layout-of-strings": (
+        lambda: lax_conv(numbers=lax.ConvDimensionNumbers(*cast(Any, NHWC))),
+        TypeError,
+        "dimension_numbers must tell the place of every axis once",
+    ),
+    "no-array": (
+        lambda: lax_conv(x=cast(Any, None)),
+        TypeError,
+        "conv_general_dilated: lhs must be an array, but got lhs of type NoneType",
+    ),
+    "patches-shape": (
+        lambda: jaxconv.lax.conv_general_dilated_patches(
+            X, cast(Any, 3), (1, 1), "SAME"
+        ),
+        TypeError,
+        "conv_general_dilated_patches: filter_shape must be a shape",
+    ),
+    "patches-negative": (
+        lambda: jaxconv.lax.conv_general_dilated_patches(X, (-3, 3), (1, 1), "SAME"),
+        ValueError,
+        r"filter_shape must hold sizes of at least 0, but got filter_shape=\(-3, 3\)",
     ),
     "local-kernel": (
         lambda: jaxconv.lax.conv_general_dilated_local(
@@ -303,11 +337,11 @@ FUNCTIONAL_ERRORS = {
         lambda: forward(padding="CIRCLE"),
         ValueError,
         "padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, CIRCULAR, REFLECT, "
-        "REPLICATE, an int.*padding='CIRCLE'",
+        "REPLICATE, or an int.*padding='CIRCLE'",
     ),
     "padding-pair-for-one-axis": (
         lambda: forward(jnp.ones((2, 8, 3)), jnp.ones((3, 3, 4)), padding=(1, 2)),
-        ValueError,
+        TypeError,
         r"per spatial axis \(1\), but got padding=\(1, 2\).*\(\(1, 1\),\)",
     ),
     "padding-strings": (
@@ -325,12 +359,12 @@ FUNCTIONAL_ERRORS = {
     "params-type": (
         lambda: jaxconv.conv_forward(K, X),
         TypeError,
-        r"conv_forward: params must be ConvParams\(kernel, bias\), or a mapping",
+        r"conv_forward: params must be ConvParams\(kernel, bias\).* at the whole",
     ),
     "params-names": (
         lambda: jaxconv.conv_forward({"weight": K}, X),
         TypeError,
-        "params of type dict with leaves of shapes {'weight'",
+        r"params of type dict with arrays at \['weight'\]",
     ),
     "params-nested": (
         lambda: jaxconv.conv_forward({"params": {"kernel": K}}, X),
@@ -354,6 +388,52 @@ FUNCTIONAL_ERRORS = {
         ),
         TypeError,
         "g must have the dtype of the result, float32, but got g.dtype=bfloat16",
+    ),
+    "no-array": (
+        lambda: forward(x=None),
+        TypeError,
+        "conv_forward: x must be an array, but got x of type NoneType",
+    ),
+    "no-cotangent": (
+        lambda: vjp(g=None),
+        TypeError,
+        "conv_vjp: g must be an array, but got g of type NoneType",
+    ),
+    "integer-cotangent": (
+        lambda: jaxconv.conv_vjp(
+            ConvParams(K.astype(int)), X.astype(int), jnp.ones((2, 8, 8, 4), int)
+        ),
+        TypeError,
+        "conv_vjp: gradients are for floating and complex dtypes",
+    ),
+    "bias-kind": (
+        lambda: jaxconv.conv_forward(ConvParams(K, jnp.ones(4, complex)), X),
+        TypeError,
+        "the result's dtype must hold the bias, but got bias.dtype=complex64",
+    ),
+    "wrt-none": (lambda: vjp(wrt=None), ValueError, "but got wrt=None"),
+    "wrt-nested": (lambda: vjp(wrt=[["x"]]), ValueError, r"got wrt=\[\['x'\]\]"),
+    "array-for-shape": (
+        lambda: jaxconv.conv_kernel_grad(X, cast(Any, K), X),
+        TypeError,
+        "kernel_shape must be a shape, a tuple of ints, .* Pass array.shape",
+    ),
+    "symbolic-border": (
+        lambda: jax.export.export(jax.jit(lambda x: forward(x, padding="CIRCULAR")))(
+            jax.ShapeDtypeStruct(jax.export.symbolic_shape("2, h, 8, 6"), X.dtype)
+        ),
+        NotImplementedError,
+        "padding by CIRCULAR needs spatial sizes that are not symbolic",
+    ),
+    "init-kind": (
+        lambda: jaxconv.init_conv_params(jax.random.key(0), 4, 6, cast(Any, 3.0)),
+        TypeError,
+        "init_conv_params: kernel_size must be made of ints .* got kernel_size=3.0",
+    ),
+    "init-dtype": (
+        lambda: jaxconv.init_conv_params(jax.random.key(0), 4, 6, 3, dtype=jnp.int32),
+        TypeError,
+        "parameters must be floating or complex",
     ),
     "wrt": (
         lambda: vjp(g=jnp.ones((2, 8, 8, 4)), wrt=["k"]),
@@ -388,7 +468,7 @@ FUNCTIONAL_ERRORS = {
     "transposed-kernel-groups": (
         lambda: transposed(k=jnp.ones((3, 3, 2, 7)), groups=2, transpose_kernel=True),
         ValueError,
-        r"kernel must have input features // groups = 6 // 2 .* has 4",
+        r"groups must .* divide the input features, of which the kernel has 7",
     ),
     "init-groups": (
         lambda: jaxconv.init_conv_params(jax.random.key(0), 4, 6, 3, groups=3),
@@ -418,3 +498,24 @@ def test_functions_say_what_is_wrong(name):
     call, kind, match = FUNCTIONAL_ERRORS[name]
     with pytest.raises(kind, match=match):
         call()
+
+
+def test_messages_tell_the_shapes_that_the_user_passed():
+    for options in ({}, {"padding": "CIRCULAR"}, {"dimension_numbers": "NHWC"}):
+        with pytest.raises((TypeError, ValueError), match=r"x.shape=\(5, 2, 8, 8, 3\)"):
+            forward(jnp.ones((5, 2, 8, 8, 3)), **options)
+
+
+def test_iterables_and_arrays_are_sequences():
+    expected = lax_conv(strides=(2, 1), padding=((1, 0), (2, 1)))
+    for strides, padding in [
+        (np.array([2, 1]), np.array([[1, 0], [2, 1]])),
+        (jnp.array([2, 1]), jnp.array([[1, 0], [2, 1]])),
+        (iter([2, 1]), zip((1, 2), (0, 1), strict=True)),
+        ({"h": 2, "w": 1}.values(), [np.array([1, 0]), (2, 1)]),
+    ]:
+        if isinstance(strides, np.ndarray):
+            y = forward(strides=strides, padding=padding)
+            np.testing.assert_array_equal(y, expected)
+        y = lax_conv(strides=strides, padding=padding)
+        np.testing.assert_array_equal(y, expected)

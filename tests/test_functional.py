@@ -1,6 +1,7 @@
 """Layers as pure functions: values, gradients, parameters, padding and batches."""
 
 import functools
+import itertools
 from typing import Any
 
 import chex
@@ -312,11 +313,14 @@ def test_no_spatial_axes_is_a_dense_layer(integers):
 
 def test_zero_sizes():
     params = ConvParams(jnp.ones((3, 2, 4)), jnp.ones(4))
-    for shape in ((0, 5, 2), (2, 0, 2), (0, 2)):
+    shapes = (0, 5, 2), (2, 0, 2), (0, 2), (0, 3, 5, 2), (3, 0, 5, 2)
+    for shape, padding in itertools.product(shapes, ("SAME", "REFLECT")):
+        if shape[-2] == 0 and padding == "REFLECT":
+            continue  # no point to reflect
         x = jnp.ones(shape)
-        y = jaxconv.conv_forward(params, x)
+        y = jaxconv.conv_forward(params, x, padding=padding)
         assert y.shape == (*shape[:-1], 4)
-        dparams, dx = jaxconv.conv_vjp(params, x, y)
+        dparams, dx = jaxconv.conv_vjp(params, x, y, padding=padding)
         assert dparams is not None
         chex.assert_trees_all_equal(dparams.kernel, jnp.zeros((3, 2, 4)))
         assert dx is not None
@@ -336,3 +340,25 @@ def test_init_draws_lecun_normal_kernels():
     )  # fmt: skip
     assert bare.bias is None
     chex.assert_trees_all_equal(bare.kernel, jnp.ones((3, 1, 2), jnp.bfloat16))
+
+
+def test_a_kernel_without_taps_gives_the_bias():
+    params = ConvParams(jnp.ones((0, 2, 4)), jnp.arange(4.0))
+    y = jaxconv.conv_forward(params, jnp.ones((5, 2)), padding="VALID")
+    np.testing.assert_array_equal(y, np.tile(np.arange(4.0), (6, 1)))
+    dparams, dx = jaxconv.conv_vjp(params, jnp.ones((5, 2)), y, padding="VALID")
+    assert dparams is not None
+    assert dparams.kernel.shape == (0, 2, 4)
+    np.testing.assert_array_equal(dx, jnp.zeros((5, 2)))
+
+
+def test_lists_are_arrays():
+    kernel, x = [[[1.0, 2.0]]], [[1.0], [3.0]]
+
+    def total(function, params):
+        return function(params, x).sum()
+
+    for function in (jaxconv.conv, jaxconv.conv_forward):
+        gradient = jax.grad(functools.partial(total, function))
+        got = gradient(ConvParams(jnp.asarray(kernel)))
+        np.testing.assert_array_equal(got.kernel, [[[4.0, 4.0]]])

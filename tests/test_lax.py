@@ -329,3 +329,35 @@ def test_negative_padding_on_which_stock_was_wrong(integers):
     cropped = np.pad(x, [(0, 0), (0, 3), (0, 0)])[:, 3:]
     windows = np.stack([cropped[:, o : o + 4] for o in (0, 3)], 1)
     np.testing.assert_array_equal(y, np.einsum("notc,tcf->nof", windows, k))
+
+
+@pytest.mark.parametrize("precision", ["highest", ("highest", "default")])
+def test_local_convolution_takes_precision_by_name(precision, integers):
+    x, kernels = integers(1, 2, 5), integers(4, 6, 3)
+    got, expected = (
+        module.conv_general_dilated_local(
+            x, kernels, (1,), "VALID", (3,), precision=precision
+        )
+        for module in (jaxconv.lax, lax)
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_equal_precisions_make_equal_programs(integers):
+    x, k = integers(2, 3, 8), integers(4, 3, 3)
+    params = [
+        jax.make_jaxpr(lambda x, k, p=p: jaxconv.lax.conv(x, k, (1,), "SAME", p))(x, k)
+        .eqns[0]
+        .params["precision"]
+        for p in ("highest", lax.Precision.HIGHEST)
+    ]
+    assert params[0] == params[1]
+
+
+def test_conv_transpose_takes_numpy_padding(integers):
+    x, k = integers(1, 8, 2), integers(3, 2, 4)
+    got, expected = (
+        module.conv_transpose(x, k, (2,), np.array([[1, 1]]))
+        for module in (jaxconv.lax, lax)
+    )
+    np.testing.assert_array_equal(got, expected)

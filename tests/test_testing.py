@@ -119,3 +119,29 @@ def test_check_conv_fails_a_wrong_layer(wrong, roles):
         assert "check_conv: errors must be at most 2 units" in str(failure.value)
     else:
         assert roles == "forward=inf"  # its result had no room for the cotangent
+
+
+@pytest.mark.parametrize(
+    ("geometry", "kind", "message"),
+    [
+        ({}, TypeError, "geometry must be told in the keywords of jax.lax"),
+        ({"padding": "SAME", "strides": 2}, TypeError, "'strides': 2"),
+        ({"padding": "FOO"}, ValueError, "check_conv: padding must be one of"),
+        ({"padding": "SAME", "feature_group_count": 2}, ValueError, "check_conv: fea"),
+        ({"padding": "SAME", "dtype": "float64"}, ValueError, "Set jax_enable_x64"),
+    ],
+)
+def test_check_conv_says_what_is_wrong(geometry, kind, message):
+    with pytest.raises(kind, match=message):
+        check_conv(layer, (2, 3, 11), (4, 3, 3), **geometry)
+
+
+def test_check_conv_takes_axis_numbers():
+    numbers = lax.conv_dimension_numbers((2, 11, 3), (3, 3, 4), ("NWC", "WIO", "NWC"))
+    check_conv(
+        functools.partial(layer, dimension_numbers=numbers),
+        (2, 11, 3),
+        (3, 3, 4),
+        **GEOMETRY,
+        dimension_numbers=numbers,
+    )
