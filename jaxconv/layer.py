@@ -308,7 +308,7 @@ def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
     input_dilation = operands.sizes("lhs_dilation", options["input_dilation"])
     windows = _windows(kernel, layout, dilation)
     x_map, padding = merged_batch(layout.lhs_spec[0], batch), options["padding"]
-    mode = padding.upper() if isinstance(padding, str) else None
+    mode = _mode(options)
     if mode in _BORDERS:
         sizes = [x_shape[axis] for axis in layout.lhs_spec[2:]]
         advice = "Pass explicit padding."
@@ -364,35 +364,13 @@ def transposed_layer(
     strides = operands.sizes("lhs_dilation", options["strides"])
     dilation = operands.sizes("rhs_dilation", options["dilation"])
     windows = _windows(kernel, layout, dilation)
+    pads = _transposed_pads(operands, options, strides, dilation, windows)
     y_map = merged_batch(layout.out_spec[0], batch).transposed
-    padding = options["padding"]
-    mode = padding.upper() if isinstance(padding, str) else None
-    known = ("SAME", "VALID", "CIRCULAR")
-    explicit = None
-    if mode not in known:
-        explicit = pairs_per_axis(caller, padding, rank, known, short=True)
-    named = ("VALID" if mode == "CIRCULAR" else mode or "",) * rank
-    pads = explicit or tuple(map(transposed_padding, windows, strides, named))
-    if explicit and options["use_consistent_padding"]:
-        pads = tuple(map(transposed_padding, windows, strides, explicit))
-    extra = operands.sizes("output_padding", options["output_padding"], least=0)
-    limits = tuple(map(max, strides, dilation))
-    if mode == "CIRCULAR":
-        limits = (1,) * rank
-        sizes = [x_shape[axis] for axis in layout.lhs_spec[2:]]
-        y_map = _around(y_map, layout, sizes, strides, windows, options)
-    if any(map(operator.ge, extra, limits)):
-        rule = (
-            f"output_padding must be below the larger of stride and dilation {limits}"
-        )
-        rule += ", and 0 beside CIRCULAR"
-        advice = "Pad the output instead."
-        value = options["output_padding"]
-        raise caller.error(ValueError, rule, "output_padding", value, advice)
+    if _mode(options) == "CIRCULAR":
+        y_map = _around(operands, options, strides, windows, y_map)
     kernel_map, kernel_shape, groups = IDENTITY, list(kernel.shape), options["groups"]
     if options["transpose_kernel"]:
         # The kernel of the convolution that this transposes.
-        kernel_map = turned_kernel(layout.rhs_spec, groups)
         feature, channel, *_ = layout.rhs_spec
         blocks = static_int(caller, "feature_group_count", groups)
         if blocks < 1 or kernel.shape[feature] % blocks:
@@ -400,6 +378,7 @@ def transposed_layer(
             rule += f"the kernel has {kernel.shape[feature]}"
             advice = "Change groups, or the kernel: [*taps, Cout // groups, Cin]."
             raise caller.error(ValueError, rule, "feature_group_count", groups, advice)
+        kernel_map = turned_kernel(layout.rhs_spec, blocks)
         layout = layout._replace(rhs_spec=calculus.swapped(layout.rhs_spec))
         kernel_shape[feature] //= blocks
         kernel_shape[channel] *= blocks
@@ -408,9 +387,7 @@ def transposed_layer(
         x_shape,
         kernel_shape,
         window_strides=(1,) * rank,
-        padding=tuple(
-            (low, high + more) for (low, high), more in zip(pads, extra, strict=True)
-        ),
+        padding=pads,
         lhs_dilation=strides,
         rhs_dilation=dilation,
         dimension_numbers=layout,
@@ -429,20 +406,60 @@ def transposed_layer(
     )
 
 
+def _mode(options: dict[str, Any]) -> str | None:
+    """Padding by name, in capitals, or None."""
+    padding = options["padding"]
+    return padding.upper() if isinstance(padding, str) else None
+
+
+def _transposed_pads(
+    operands: _Operands,
+    options: dict[str, Any],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    windows: Sequence[int],
+) -> tuple[tuple[int, int], ...]:
+    """Padding around the dilated input, output padding included."""
+    caller, rank, mode = operands.caller, operands.rank, _mode(options)
+    known = ("SAME", "VALID", "CIRCULAR")
+    pads: Any = ("VALID" if mode == "CIRCULAR" else mode,) * rank
+    if mode not in known:
+        pads = pairs_per_axis(caller, options["padding"], rank, known, short=True)
+    if mode in known or options["use_consistent_padding"]:
+        pads = map(transposed_padding, windows, strides, pads)
+    value = options["output_padding"]
+    extra = operands.sizes("output_padding", value, least=0)
+    limits = (1,) * rank if mode == "CIRCULAR" else tuple(map(max, strides, dilation))
+    if any(map(operator.ge, extra, limits)):
+        rule = "output_padding must be below the larger of stride and dilation, and 0 "
+        rule += f"beside CIRCULAR: below {limits}"
+        advice = "Pad the output instead."
+        raise caller.error(ValueError, rule, "output_padding", value, advice)
+    return tuple((low, high + n) for (low, high), n in zip(pads, extra, strict=True))
+
+
 def _around(
-    split: LinearMap,
-    layout: lax.ConvDimensionNumbers,
-    sizes: Sequence[int],
+    operands: _Operands,
+    options: dict[str, Any],
     strides: Sequence[int],
     windows: Sequence[int],
-    options: Any,
+    split: LinearMap,
 ) -> LinearMap:
     """Wrap the result of "VALID" around a circle of s·I points, as Flax does."""
+    layout = operands.layout
+    sizes = [operands.x_shape[axis] for axis in layout.lhs_spec[2:]]
+    if not is_static(*sizes) or 0 in sizes:
+        rule = (
+            "padding by CIRCULAR needs spatial sizes of at least 1, not symbolic ones"
+        )
+        advice = "Pass other padding."
+        value = options["padding"]
+        raise operands.caller.error(ValueError, rule, "padding", value, advice)
     axes = []
     for axis, size, stride, window in zip(
         layout.out_spec[2:], sizes, strides, windows, strict=True
     ):
-        period = max(size * stride, 1)
+        period = size * stride
         extent = period + max(window - stride, 0)
         # Half of what makes an odd number of periods goes first; an odd half goes there
         # too, unless the kernel is flipped.

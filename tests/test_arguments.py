@@ -448,7 +448,7 @@ FUNCTIONAL_ERRORS = {
     "output-padding": (
         lambda: transposed(strides=2, output_padding=2),
         ValueError,
-        r"output_padding must be below the larger of stride and dilation \(2, 2\)",
+        r"output_padding must be below the larger of stride and dilation.*\(2, 2\)",
     ),
     "output-padding-negative": (
         lambda: transposed(output_padding=-1),
@@ -459,6 +459,11 @@ FUNCTIONAL_ERRORS = {
         lambda: transposed(strides=2, padding="CIRCULAR", output_padding=1),
         ValueError,
         "0 beside CIRCULAR",
+    ),
+    "circular-nothing": (
+        lambda: transposed(x=jnp.ones((2, 0, 8, 6)), padding="CIRCULAR"),
+        ValueError,
+        "padding by CIRCULAR needs spatial sizes of at least 1",
     ),
     "transposed-padding": (
         lambda: transposed(padding="CAUSAL"),

@@ -218,5 +218,6 @@ def _draw(sides: list[Side], out: Path) -> None:
     times = [1e3 * statistics.median(side.times) for side in sides]
     drawn = bars.bar([side.name for side in sides], times, color=("C0", "C1"))
     bars.bar_label(drawn, fmt="%.2f")
+    bars.margins(y=0.1)
     bars.set(title="step time, median", ylabel="ms")
     figure.savefig(out, dpi=150)
