@@ -105,24 +105,35 @@ def applies(problem: ConvProblem) -> bool:
     )
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
-    """Compute the phases of `problem` as features, then interleave them."""
-    spec = problem.spec
-    solved = [
+def _solved(problem: ConvProblem) -> list[Phases | None]:
+    """The phases of each spatial axis."""
+    return [
         phases(*axis)
         for axis in zip(
             problem.x_spatial,
             problem.kernel_spatial,
             problem.output_spatial,
-            spec.window_strides,
-            (low for low, _ in spec.padding),
-            spec.lhs_dilation,
-            spec.rhs_dilation,
+            problem.spec.window_strides,
+            (low for low, _ in problem.spec.padding),
+            problem.spec.lhs_dilation,
+            problem.spec.rhs_dilation,
             strict=True,
         )
     ]
+
+
+def overhead(problem: ConvProblem) -> float:
+    """Taps of k' over taps of k: 1 where the phases waste nothing."""
+    taps = math.prod(0 if axis is None else axis.taps.size for axis in _solved(problem))
+    return taps / math.prod(problem.kernel_spatial)
+
+
+def run(
+    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
+) -> jax.Array:
+    """Compute the phases of `problem` as features, then interleave them."""
+    spec = problem.spec
+    solved = _solved(problem)
     axes = [axis for axis in solved if axis is not None]
     if len(axes) < len(solved):  # an axis on which every tap meets inserted zeros
         return jnp.zeros(problem.output_shape, problem.output_dtype)
