@@ -515,7 +515,10 @@ def _vjp(
         if bias is not None:
             feature = layer.y_feature_axis(g.ndim)
             others = tuple(axis for axis in range(g.ndim) if axis != feature)
-            gradients["bias"] = g.sum(others).astype(bias.dtype)
+            dbias = g.sum(others)
+            if not jnp.issubdtype(bias.dtype, jnp.complexfloating):
+                dbias = dbias.real
+            gradients["bias"] = dbias.astype(bias.dtype)
         dparams = jax.tree_util.tree_map_with_path(
             lambda path, _: gradients[_role(path) or ""], params
         )

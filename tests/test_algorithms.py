@@ -125,7 +125,7 @@ def test_plan_on_cpu(name, algorithm):
     assert chosen.reason
 
 
-def input_gradient_plan(taps, stride, channels, features, groups=1):
+def input_gradient_plan(taps, stride, channels, features, groups=1, dtype=jnp.float32):
     """The plan for the input gradient of a layer on 32x32 points."""
     shapes = (8, 32, 32, features), (*taps, features // groups, channels)
     spec = conv_spec(
@@ -139,7 +139,7 @@ def input_gradient_plan(taps, stride, channels, features, groups=1):
     y_shape = spec.output_shape(*shapes)
     gradient = calculus.input_gradient(spec, *shapes, y_shape)
     turned = (*taps, features, channels // groups)
-    problem = ConvProblem(gradient, y_shape, turned, jnp.dtype("float32"))
+    problem = ConvProblem(gradient, y_shape, turned, jnp.dtype(dtype))
     return plan(problem, "cpu").algorithm
 
 
@@ -151,6 +151,10 @@ def input_gradient_plan(taps, stride, channels, features, groups=1):
         (((7, 7), 2, 64, 3), "subpixel"),
         (((3, 3), 2, 128, 128, 128), "subpixel"),
         (((3, 3), 2, 128, 128, 4), "subpixel"),
+        (((3, 3), 2, 128, 128, 1, jnp.bfloat16), "direct"),
+        (((3, 3), 2, 128, 128, 1, jnp.complex64), "direct"),
+        (((3, 3), 2, 128, 128, 1, np.float64), "subpixel"),
+        (((3, 3), 2, 128, 128, 1, jnp.int32), "subpixel"),
     ],
 )
 def test_phases_are_planned_where_they_were_measured_to_be_faster(geometry, algorithm):

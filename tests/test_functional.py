@@ -362,3 +362,13 @@ def test_lists_are_arrays():
         gradient = jax.grad(functools.partial(total, function))
         got = gradient(ConvParams(jnp.asarray(kernel)))
         np.testing.assert_array_equal(got.kernel, [[[4.0, 4.0]]])
+
+
+def test_a_real_bias_of_a_complex_layer(integers):
+    params = ConvParams(integers(3, 2, 4) + 1j * integers(3, 2, 4), integers(4))
+    x = integers(5, 2) + 1j * integers(5, 2)
+    y = jaxconv.conv_forward(params, x)
+    got = jaxconv.conv_vjp(params, x, y)
+    expected = jax.vjp(jaxconv.conv_forward, params, x)[1](y)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    chex.assert_trees_all_equal(got, expected)
