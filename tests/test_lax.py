@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 
 import jaxconv
@@ -61,6 +63,21 @@ def test_exact_on_small_integers(case, integers):
     )
     y, dx, dkernel = (np.asarray(array, np.float64) for array in got)
     assert (y * g).sum() == (x * dx).sum() == (kernel * dkernel).sum()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**31))
+def test_random_problems_are_exact_under_every_seed(seed):
+    case, generator = random_case(seed), np.random.default_rng(seed)
+    x, kernel = (
+        generator.integers(-4, 5, shape).astype(np.float32)
+        for shape in (case.x_shape, case.kernel_shape)
+    )
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
+    got = gradients(conv, x, kernel)
+    g = (np.arange(1, got[0].size + 1).reshape(got[0].shape) % 7).astype(np.float32)
+    expected = reference_conv_vjp(x, kernel, g, **case.geometry)
+    chex.assert_trees_all_equal(got, expected, strict=False)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
