@@ -17,7 +17,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxconv.spec import ConvSpec, Pads, dilated, is_static
+from jaxconv.spec import ConvSpec, Pads, dilated, is_static, window_extents
 
 DimensionNumbers = lax.ConvDimensionNumbers | Sequence[str] | None
 Padding = str | Sequence[tuple[int, int]]
@@ -418,9 +418,9 @@ def conv_spec(
         name: static_int(caller, name, count) for name, count in given.items()
     }
     batch, channels, *x_spatial = (x_shape[axis] for axis in layout.lhs_spec)
-    features, kernel_channels, *taps = (kernel_shape[axis] for axis in layout.rhs_spec)
+    features, kernel_channels = (kernel_shape[axis] for axis in layout.rhs_spec[:2])
     _check_groups(caller, groups, batch, channels, kernel_channels, features)
-    windows = [dilated(k, d) for k, d in zip(taps, kernel_dilation, strict=True)]
+    windows = window_extents(kernel_shape, layout, kernel_dilation)
     return ConvSpec(
         window_strides=strides,
         padding=_pads(caller, padding, x_spatial, windows, strides, x_dilation),

@@ -35,7 +35,7 @@ from jaxconv.arguments import (
     per_axis,
     transposed_padding,
 )
-from jaxconv.spec import dilated
+from jaxconv.spec import window_extents
 
 __all__ = [
     "conv",
@@ -304,10 +304,7 @@ def conv_transpose(
         raise caller.error(ValueError, rule, "padding", padding, "Pass one of them.")
     if use_consistent_padding or padding in known:
         dilations = rhs_dilation or (1,) * rank
-        windows = [
-            dilated(kernel.shape[axis], dilation)
-            for axis, dilation in zip(spatial, dilations, strict=True)
-        ]
+        windows = window_extents(kernel.shape, layout, dilations)
         pads = (padding,) * rank if isinstance(padding, str) else padding
         padding = tuple(map(transposed_padding, windows, strides, pads))
     if transpose_kernel:

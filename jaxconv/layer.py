@@ -42,7 +42,7 @@ from jaxconv.linear_maps import (
     merged_batch,
     turned_kernel,
 )
-from jaxconv.spec import ConvSpec, dilated, is_static
+from jaxconv.spec import ConvSpec, is_static, window_extents
 
 IntOrInts = int | Sequence[int]
 Pairs = int | Sequence[int | tuple[int, int]]
@@ -292,12 +292,6 @@ def _operands(
     return _Operands(caller, layout, x_shape, batch, rank)
 
 
-def _windows(kernel: Any, layout: Any, dilation: Sequence[int]) -> list[int]:
-    """Extent of the dilated kernel per spatial axis."""
-    taps = (kernel.shape[axis] for axis in layout.rhs_spec[2:])
-    return [dilated(k, d) for k, d in zip(taps, dilation, strict=True)]
-
-
 def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
     """The layer that `conv_forward` applies to operands of these types."""
     options = _all_options(function, given, _CONV_DEFAULTS)
@@ -306,7 +300,7 @@ def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
     caller, layout, x_shape, batch, rank = operands
     dilation = operands.sizes("rhs_dilation", options["dilation"])
     input_dilation = operands.sizes("lhs_dilation", options["input_dilation"])
-    windows = _windows(kernel, layout, dilation)
+    windows = window_extents(kernel.shape, layout, dilation)
     x_map, padding = merged_batch(layout.lhs_spec[0], batch), options["padding"]
     mode = _mode(options)
     if mode in _BORDERS:
@@ -363,7 +357,7 @@ def transposed_layer(
     caller, layout, x_shape, batch, rank = operands
     strides = operands.sizes("lhs_dilation", options["strides"])
     dilation = operands.sizes("rhs_dilation", options["dilation"])
-    windows = _windows(kernel, layout, dilation)
+    windows = window_extents(kernel.shape, layout, dilation)
     pads = _transposed_pads(operands, options, strides, dilation, windows)
     y_map = merged_batch(layout.out_spec[0], batch).transposed
     if _mode(options) == "CIRCULAR":

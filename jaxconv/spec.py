@@ -55,6 +55,16 @@ def dilated(size: int, dilation: int) -> int:
     return jax.eval_shape(spread, line).shape[0]
 
 
+def window_extents(
+    kernel_shape: Sequence[int],
+    layout: lax.ConvDimensionNumbers,
+    rhs_dilation: Sequence[int],
+) -> list[int]:
+    """Extent of the dilated kernel along each spatial axis."""
+    taps = (kernel_shape[axis] for axis in layout.rhs_spec[2:])
+    return [dilated(k, d) for k, d in zip(taps, rhs_dilation, strict=True)]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConvSpec:
     """Everything about a convolution but its shapes and dtypes.
