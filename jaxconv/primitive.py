@@ -100,23 +100,32 @@ def _abstract_eval(x: Any, kernel: Any, **params: Any) -> Any:
     return aval
 
 
-def _run(x: jax.Array, kernel: jax.Array, *, platform: str, **params: Any) -> jax.Array:
+def _run(
+    x: jax.Array, kernel: jax.Array, *, platform: str, devices: int, **params: Any
+) -> jax.Array:
     """Compute the convolution by the algorithms that the planner chooses."""
 
     def run(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
         problem = _problem(x, kernel, **{**params, "spec": spec})
-        algorithm = ALGORITHMS[plan(problem, platform).algorithm]
+        algorithm = ALGORITHMS[plan(problem, platform, devices).algorithm]
         return algorithm.run(problem, x, kernel, run)
 
     return run(params["spec"], x, kernel)
 
 
 conv_p.def_impl(partial(xla.apply_primitive, conv_p))
-for _platform in ("cpu", None):
-    _lowering = mlir.lower_fun(
-        partial(_run, platform=_platform or "this platform"), multiple_results=False
-    )
-    mlir.register_lowering(conv_p, _lowering, platform=_platform)
+
+
+def _lower(platform: str, ctx: Any, *operands: Any, **params: Any) -> Any:
+    # Inside of shard_map the shapes are those of one device, and nothing is left to
+    # be partitioned: its axis context tells no number of devices.
+    devices = getattr(ctx.module_context.axis_context, "num_devices", 1)
+    run = partial(_run, platform=platform, devices=devices)
+    return mlir.lower_fun(run, multiple_results=False)(ctx, *operands, **params)
+
+
+mlir.register_lowering(conv_p, partial(_lower, "cpu"), platform="cpu")
+mlir.register_lowering(conv_p, partial(_lower, "this platform"))
 
 
 def _is_empty(*arrays: Any) -> bool:

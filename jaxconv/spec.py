@@ -112,6 +112,11 @@ class ConvSpec:
             shape[y_axes[2 + i]] = max((extent - window) // stride + 1, 0)
         return tuple(shape)
 
+    def laid_out(self, y: jax.Array) -> jax.Array:
+        """A result [N, *O, F] in the layout's order of axes."""
+        batch, feature, *spatial = self.dimension_numbers.out_spec
+        return y.transpose(np.argsort((batch, *spatial, feature)))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConvProblem:
@@ -151,6 +156,21 @@ class ConvProblem:
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the result, in the spec's layout."""
         return self.spec.output_shape(self.x_shape, self.kernel_shape)
+
+    @property
+    def batch(self) -> int:
+        """Images of the input, those of all batch groups."""
+        return self.x_shape[self.spec.dimension_numbers.lhs_spec[0]]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the kernel, those of one group."""
+        return self.kernel_shape[self.spec.dimension_numbers.rhs_spec[1]]
+
+    @property
+    def features(self) -> int:
+        """Features of the result, those of all groups."""
+        return self.kernel_shape[self.spec.dimension_numbers.rhs_spec[0]]
 
     @property
     def x_spatial(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 
 import chex
 import jax
@@ -167,9 +168,9 @@ def test_precision_reaches_every_convolution(precision, integers):
 
         text = jax.jit(run).lower(x, k).as_text()
         return sorted(
-            line.split("precision_config")[1].split("]")[0]
+            sorted(re.findall("HIGHEST|HIGH|DEFAULT", line))
             for line in text.splitlines()
-            if "stablehlo.convolution" in line
+            if re.search(r"stablehlo\.(convolution|dot_general)", line)
         )
 
     assert texts(jaxconv.lax.conv) == texts(lax.conv)

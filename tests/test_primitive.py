@@ -499,3 +499,31 @@ def test_vmap_over_an_explicitly_sharded_axis(integers):
         got, expected = mapped(jaxconv.lax.conv), mapped(lax.conv)
         assert jax.typeof(got) == jax.typeof(expected)
         chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(expected))
+
+
+def test_loops_are_for_one_device(integers):
+    # XLA would gather all images for a loop over their windows.
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    x, kernel = integers(8, 9, 9, 16), integers(3, 3, 1, 16)
+
+    def conv(x, kernel):
+        return jaxconv.lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=16,
+        )
+
+    placed = jax.device_put(x, NamedSharding(mesh, P("data")))
+    local = jax.shard_map(
+        conv, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+    )
+    texts = [
+        jax.jit(function).lower(array, kernel).as_text()
+        for function, array in ((conv, x), (conv, placed), (local, x))
+    ]
+    assert ["stablehlo.convolution" in text for text in texts] == [False, True, False]
+    np.testing.assert_array_equal(jax.jit(conv)(placed, kernel), conv(x, kernel))
+    np.testing.assert_array_equal(jax.jit(local)(x, kernel), conv(x, kernel))

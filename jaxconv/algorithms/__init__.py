@@ -10,7 +10,21 @@ from typing import Protocol
 
 import jax
 
-from jaxconv.algorithms import crop, direct, empty, subpixel
+from jaxconv.algorithms import (
+    by_image,
+    crop,
+    depthwise,
+    depthwise_gradient,
+    direct,
+    empty,
+    fold_depth,
+    patches,
+    patches_gradient,
+    per_group,
+    product,
+    subpixel,
+    swap,
+)
 from jaxconv.spec import ConvProblem, ConvSpec
 
 Conv = Callable[[ConvSpec, jax.Array, jax.Array], jax.Array]
@@ -34,7 +48,16 @@ class Algorithm(Protocol):
 ALGORITHMS: dict[str, Algorithm] = {
     "empty": empty,
     "crop": crop,
+    "product": product,
+    "by_image": by_image,
     "subpixel": subpixel,
+    "swap": swap,
+    "depthwise": depthwise,
+    "depthwise_gradient": depthwise_gradient,
+    "per_group": per_group,
+    "fold_depth": fold_depth,
+    "patches": patches,
+    "patches_gradient": patches_gradient,
     "direct": direct,
 }
 """Every algorithm by its name, which is the name of its file."""

@@ -178,5 +178,4 @@ def run(
     sizes = [count * period for count, period in zip(counts, periods, strict=True)]
     z = z.reshape(batch, *sizes, features)
     z = lax.slice(z, [0] * z.ndim, (batch, *problem.output_spatial, features))
-    y_batch, y_feature, *y_spatial = spec.dimension_numbers.out_spec
-    return z.transpose(np.argsort((y_batch, *y_spatial, y_feature)))
+    return spec.laid_out(z)

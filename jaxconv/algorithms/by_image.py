@@ -1,0 +1,45 @@
+"""A convolution block of images by block of images.
+
+y[n, f, o] depends on x[n, ·, ·] alone, so that the images may be taken one block after
+the other, in a loop whose body is a convolution of fewer images.
+
+Applies to more than one image without batch groups. Costs nothing but the loop, and
+bounds the temporary memory of the inner convolution, `BLOCK` bytes of its result.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
+from jaxconv.spec import ConvProblem
+
+BLOCK = 4 << 20
+"""Bytes of y that are computed at a time, or those of one image."""
+
+
+def applies(problem: ConvProblem) -> bool:
+    """More than one image, no batch groups, and sizes that can be counted."""
+    several = problem.batch > 1 and problem.spec.batch_group_count == 1
+    return several and countable(problem)
+
+
+def run(
+    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
+) -> jax.Array:
+    """Convolve the blocks one after the other."""
+    (batch, *_), _, (y_batch, *_) = problem.spec.dimension_numbers
+    image = math.prod(problem.output_shape) // problem.batch
+    image *= problem.output_dtype.itemsize
+    count, size = blocks_of(problem.batch, max(BLOCK // image, 1))
+
+    def write(index: jax.Array, y: jax.Array) -> jax.Array:
+        start, *_ = block(index, size, problem.batch)
+        images = lax.dynamic_slice_in_dim(x, start, size, batch)
+        part = conv(problem.spec, images, kernel)
+        return lax.dynamic_update_slice_in_dim(y, part, start, y_batch)
+
+    y = zeros(problem.output_shape, problem.output_dtype, x)
+    return loop(count, write, y)

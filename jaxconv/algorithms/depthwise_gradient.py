@@ -1,0 +1,93 @@
+"""A depthwise convolution of few outputs and many terms, summed by blocks.
+
+The kernel gradient of a depthwise layer is one: batch groups of one image each, whose
+window is as large as the layer's output. With q = (c, t) for a channel and a tap of the
+window, and each group's m features,
+
+    y[o, (g, m)] = Σ_q x̃[g, c, s·o + d·t − p] · k[(g, m), q].
+
+For the layer, q counts the outputs of all images, o its taps and g its channels. The
+sum is taken block by block of q, entry by entry: with b counting within a block,
+
+    a[o, b, g, m] += x̃[g, q + b, o] · k[(g, m), q + b],
+
+and over b at the end. a stays in the cache, the loop over g uses the vector units, and
+x and k are read once. Its code does not grow with the number of taps.
+
+Applies to batch groups of one image each without feature groups. Costs a read and a
+write of a for each two blocks. Measured on 2 cores of an Intel Xeon, jax 0.12.0.1,
+float32, stock's ms and ours: 3x3 at 56 147 and 3.2, with stride 2 39 and 1.1, 7x7 320
+and 8.5, 1-D of 4 taps 130 and 4.8; on jax 0.10.2 141 and 2.7, 21 and 1.1, 379 and 7,
+126 and 3.8.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconv.algorithms.windows import (
+    accumulator,
+    axes_of,
+    block,
+    blocks_of,
+    coordinates,
+    countable,
+    loop,
+    unravel,
+    windows,
+    zeros,
+)
+from jaxconv.spec import ConvProblem
+
+SUMS = 1 << 16
+"""Entries of a: with fewer the loop's own cost shows, more leave the cache."""
+
+
+def applies(problem: ConvProblem) -> bool:
+    """As many batch groups as images, no feature groups, and sizes to be counted."""
+    spec = problem.spec
+    batch = problem.x_shape[spec.dimension_numbers.lhs_spec[0]]
+    depthwise = spec.feature_group_count == 1 and spec.batch_group_count == batch
+    return depthwise and countable(problem)
+
+
+def run(
+    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
+) -> jax.Array:
+    """Add up the blocks of q, then the entries within a block."""
+    spec, axes = problem.spec, axes_of(problem)
+    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
+    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
+    G, sums = spec.batch_group_count, accumulator(problem)
+    x = x.transpose(channel, *spatial, batch)  # [C, *I, G]
+    kernel = kernel.transpose(in_feature, *taps, feature)  # [C, *K, F]
+    m, terms = kernel.shape[-1] // G, kernel.shape[:-1]
+    kernel = kernel.reshape(-1, G, m)
+    # XLA's loop runs along the last axis: the groups, m outside of them.
+    kernel = kernel.swapaxes(1, 2)  # [q, m, G]
+    outputs = [o[:, None] for o in coordinates(axes, "outputs")]
+    total, row = len(kernel), len(outputs[0]) * G * m
+    count, size = blocks_of(total, max(SUMS // row, 1))
+
+    def product(index: jax.Array) -> jax.Array:
+        start, q, new = block(index, size, total)
+        c, *t = unravel(q, terms)
+        X = windows(x, axes, c, outputs, t).astype(sums)  # [o, b, G]
+        k = lax.dynamic_slice_in_dim(kernel, start, size).astype(sums)
+        if m == 1:  # an axis of one entry keeps XLA from vector instructions
+            product, new = X * k.reshape(1, size, G), new[None, :, None]
+        else:
+            product, new = X[:, :, None] * k[None], new[None, :, None, None]
+        return jnp.where(new, product, jnp.zeros((), sums))
+
+    def add(pair: jax.Array, a: jax.Array) -> jax.Array:
+        return a + product(2 * pair) + product(2 * pair + 1)
+
+    inner = (G,) if m == 1 else (m, G)
+    a = zeros((len(outputs[0]), size, *inner), sums, x)
+    a = loop(-(-count // 2), add, a)
+    y = a.sum(1).astype(problem.output_dtype).reshape(-1, m, G).swapaxes(1, 2)
+    y = y.reshape(1, *problem.output_spatial, -1)  # [1, *O, (g, m)]
+    return spec.laid_out(y)

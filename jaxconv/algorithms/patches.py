@@ -1,0 +1,95 @@
+"""A convolution as a product of patches, by blocks of outputs.
+
+With q = (n, o) for an image and an output position,
+
+    y[q, f] = Σ_{t, c} X[q, (t, c)] · k[(t, c), f],
+    X[(n, o), (t, c)] = x̃[n, c, s·o + d·t − p]
+
+is a matrix product. X is written block by block of q, so that it stays in the cache.
+Feature groups split c and f, and are taken one after the other.
+
+Applies to convolutions without batch groups. Costs a write and a read of X in the
+cache. For what XLA:CPU computes by nested loops: float64, more than three spatial axes,
+groups.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxconv.algorithms.windows import (
+    accumulator,
+    axes_of,
+    block,
+    blocks_of,
+    coordinates,
+    countable,
+    loop,
+    unravel,
+    windows,
+    zeros,
+)
+from jaxconv.spec import ConvProblem
+
+PATCHES = 2 << 20
+"""Bytes of X that are written at a time."""
+
+
+def applies(problem: ConvProblem) -> bool:
+    """No batch groups, and sizes that can be counted."""
+    return problem.spec.batch_group_count == 1 and countable(problem)
+
+
+def cost(problem: ConvProblem) -> float:
+    """Seconds, about, for groups: 0.9 ns per entry of X, thrice where F/G is 1.
+
+    Fitted to 40 grouped layers of 1 to 3 axes and 2 to 32 groups, jax 0.12.0.1,
+    float32, 2 cores of an Intel Xeon, like the other costs.
+    """
+    G = problem.spec.feature_group_count
+    entries = problem.batch * math.prod(problem.output_spatial) * G
+    entries *= problem.channels * math.prod(problem.kernel_spatial)
+    slow = 3.0 if problem.features == G else 1.0
+    written = 4 * math.prod(problem.output_shape) / 6e9
+    return 1e-4 + 0.9e-9 * slow * entries + written
+
+
+def run(
+    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
+) -> jax.Array:
+    """Multiply the patches block by block."""
+    spec, axes = problem.spec, axes_of(problem)
+    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
+    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
+    G = spec.feature_group_count
+    x = x.transpose(batch, *spatial, channel)
+    x = x.reshape(*x.shape[:-1], G, -1)  # [N, *I, G, C/G]
+    kernel = kernel.transpose(*taps, in_feature, feature)
+    f = kernel.shape[-1] // G
+    kernel = kernel.reshape(-1, G, f).swapaxes(0, 1)  # [G, t·c, f]
+    positions = (len(x), *problem.output_spatial)
+    t, total = coordinates(axes, "taps"), math.prod(positions)
+    row = max(kernel.shape[1], f) * problem.dtype.itemsize
+    count, size = blocks_of(total, max(PATCHES // row, 1))
+
+    def write(step: jax.Array, y: jax.Array) -> jax.Array:
+        index, group = unravel(step, (count, G))
+        start, q, _ = block(index, size, total)
+        n, *o = (i[:, None] for i in unravel(q, positions))
+        X = windows(x, axes, n, o, t, group.reshape(1, 1)).reshape(size, -1)
+        part = lax.dot_general(
+            X,
+            lax.dynamic_index_in_dim(kernel, group, keepdims=False),
+            (((1,), (0,)), ((), ())),
+            precision=problem.precision,
+            preferred_element_type=accumulator(problem),
+        )
+        part = part[:, None].astype(y.dtype)
+        return lax.dynamic_update_slice(y, part, (start, group, np.int32(0)))
+
+    y = zeros((total, G, f), problem.output_dtype, x)
+    y = loop(count * G, write, y).reshape(*positions, G * f)
+    return spec.laid_out(y)
