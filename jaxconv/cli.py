@@ -5,8 +5,13 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from jaxconv.bench.measure import ROLES
+from jaxconv.bench.zoo import SUITES
 
 _EXTRA = "rich", "matplotlib", "optax", "sklearn"
+_PICTURES = ".png", ".pdf", ".svg", ".jpg"
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -21,16 +26,39 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _picture(text: str) -> Path:
-    """A file that a picture can be written to, for argparse."""
-    path = Path(text)
-    if path.suffix not in (".png", ".pdf", ".svg", ".jpg"):
-        message = f"must end in .png, .pdf, .svg or .jpg, got {text!r}"
-        raise argparse.ArgumentTypeError(message)
-    if path.is_dir() or not path.parent.is_dir():
-        message = f"must be a file in a folder that exists, got {text!r}"
-        raise argparse.ArgumentTypeError(message)
-    return path
+def _file(*suffixes: str) -> Callable[[str], Path]:
+    """A file of one of these kinds that can be written, for argparse."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if path.suffix not in suffixes:
+            allowed = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1)
+            message = f"must end in {allowed}{suffixes[-1]}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        if path.is_dir() or not path.parent.is_dir():
+            message = f"must be a file in a folder that exists, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return path
+
+    return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, for argparse."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Names out of the known ones, for argparse."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = _names(text)
+        if not set(names) <= set(known):
+            message = f"must be some of {', '.join(known)}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return names
+
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--out",
-        type=_picture,
+        type=_file(*_PICTURES),
         default=Path("jaxconv-demo.png"),
         help="where the picture goes",
     )
@@ -71,7 +99,45 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--cases", type=_at_least(1), default=24, help="random cases beside the table"
     )
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench", help="time convolutions and gradients, stock against jaxconv"
+    )
+    bench.add_argument("--suite", default="zoo", choices=SUITES, help="which layers")
+    bench.add_argument(
+        "--only", type=_names, help="layers of the suite, separated by commas"
+    )
+    bench.add_argument(
+        "--roles",
+        type=_some_of(ROLES),
+        default=ROLES,
+        help=f"separated by commas: {', '.join(ROLES)}",
+    )
+    bench.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float16", "bfloat16", "float32", "float64"),
+    )
+    bench.add_argument(
+        "--rounds", type=_at_least(9), default=9, help="runs of each program, at least"
+    )
+    bench.add_argument("--json", type=_file(".json"), help="keep every figure here")
+    bench.add_argument("--plot", type=_file(*_PICTURES), help="draw the speed-ups here")
+    bench.add_argument("--peer", choices=("torch",), help="compare with it, too")
+    bench.add_argument("--peer-python", help="interpreter that has torch")
+    bench.add_argument(
+        "--sweep", type=_at_least(1), metavar="N", help="N random layers instead"
+    )
+    bench.add_argument("--seed", type=_at_least(0), default=0, help="of the sweep")
+    bench.add_argument(
+        "--regret",
+        action="store_true",
+        help="time every algorithm that applies, to judge the plan",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,86 @@
+"""Another library as a yardstick: a process of its own, asked layer by layer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxconv.arguments import Caller, conv_spec
+from jaxconv.cases import ConvCase
+
+
+class PeerError(RuntimeError):
+    """The other library is missing, or failed."""
+
+
+class Peer:
+    """torch, in a child process; a context manager that ends it.
+
+    Args:
+      python: the interpreter that has torch; None for this one.
+
+    Raises:
+      PeerError: if that interpreter has no torch.
+    """
+
+    def __init__(self, python: str | None = None):
+        """Start it."""
+        program = Path(__file__).with_name("torch_peer.py")
+        self._process = subprocess.Popen(
+            [python or sys.executable, str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        answer = self._answer()
+        if not answer:
+            _, said = self._process.communicate()
+            raise PeerError(
+                f"bench: --peer torch needs torch in {python or sys.executable}, but "
+                f"it said {said.strip().splitlines()[-1:]}. Install it there (pip "
+                "install torch), or name an interpreter that has it by --peer-python."
+            )
+        self.version = answer["version"]
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def seconds(self, case: ConvCase, role: str, dtype: str, rounds: int) -> float:
+        """The fastest of so many runs of the layer's role, in its faster layout."""
+        spec = conv_spec(
+            Caller("bench"), case.x_shape, case.kernel_shape, **case.geometry
+        )
+        x_axes, kernel_axes, _ = spec.dimension_numbers
+        asked = {
+            "role": role,
+            "dtype": dtype,
+            "rounds": rounds,
+            "x_shape": [case.x_shape[axis] for axis in x_axes],
+            "kernel_shape": [case.kernel_shape[axis] for axis in kernel_axes],
+            "strides": spec.window_strides,
+            "padding": spec.padding,
+            "lhs_dilation": spec.lhs_dilation,
+            "rhs_dilation": spec.rhs_dilation,
+            "groups": spec.feature_group_count,
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        if answer is None:
+            _, said = self._process.communicate()
+            raise PeerError(f"bench: torch failed on {case.name}, {role}: {said}")
+        return answer
+
+    def __enter__(self) -> "Peer":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()

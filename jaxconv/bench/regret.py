@@ -1,0 +1,114 @@
+"""How far the plan's choice is from the best algorithm that applies."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxconv import calculus
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.arguments import Caller, conv_spec
+from jaxconv.bench.timing import Timing, compare
+from jaxconv.cases import ConvCase
+from jaxconv.planner import plan
+from jaxconv.primitive import conv
+from jaxconv.spec import ConvProblem, ConvSpec
+from jaxconv.testing import draw
+
+HOPELESS = 5.0
+"""An algorithm whose first run takes this many times the fastest's is not run again."""
+
+
+class Choice(NamedTuple):
+    """The algorithms that apply to a layer in one role, and which was chosen.
+
+    Attributes:
+      layer: its name.
+      role: one of `jaxconv.bench.measure.ROLES`.
+      chosen: the plan's algorithm.
+      timings: by algorithm.
+    """
+
+    layer: str
+    role: str
+    chosen: str
+    timings: dict[str, Timing]
+
+    @property
+    def best(self) -> str:
+        """The fastest algorithm."""
+        return min(self.timings, key=lambda name: self.timings[name].fastest)
+
+    @property
+    def regret(self) -> float:
+        """Time of the chosen over the time of the best."""
+        return self.timings[self.chosen].fastest / self.timings[self.best].fastest
+
+
+def problem_of(case: ConvCase, role: str, dtype: Any) -> ConvProblem:
+    """The convolution that a layer's role is.
+
+    Args:
+      case: the layer.
+      role: one of `jaxconv.bench.measure.ROLES`.
+      dtype: of the operands.
+    """
+    x, kernel, dtype = case.x_shape, case.kernel_shape, jnp.dtype(dtype)
+    spec = conv_spec(Caller("bench"), x, kernel, **case.geometry)
+    y = spec.output_shape(x, kernel)
+    if role == "forward":
+        return ConvProblem(spec, x, kernel, dtype)
+    if role == "kernel_gradient":
+        return ConvProblem(calculus.kernel_gradient(spec, x, kernel, y), x, y, dtype)
+    turned = jax.eval_shape(
+        lambda k: calculus.transposed_kernel(
+            spec.dimension_numbers.rhs_spec, spec.groups, k
+        ),
+        jax.ShapeDtypeStruct(kernel, dtype),
+    )
+    gradient = calculus.input_gradient(spec, x, kernel, y)
+    return ConvProblem(gradient, y, turned.shape, dtype)
+
+
+def _runner(name: str, problem: ConvProblem) -> Callable:
+    """Compute the problem by that algorithm, its smaller convolutions as planned."""
+
+    def planned(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv(
+            x,
+            kernel,
+            spec,
+            precision=problem.precision,
+            preferred_element_type=problem.preferred_element_type,
+        )
+
+    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return ALGORITHMS[name].run(problem, x, kernel, planned)
+
+    return run
+
+
+def choose(
+    case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any
+) -> Choice:
+    """Time every algorithm that applies to a layer in one role.
+
+    Args:
+      case: the layer.
+      role: one of `jaxconv.bench.measure.ROLES`.
+      dtype: of the operands.
+      **timing: rounds and seconds, as `jaxconv.bench.timing.compare` takes them.
+    """
+    problem = problem_of(case, role, dtype)
+    chosen = plan(problem, jax.default_backend()).algorithm
+    names = [chosen, *(name for name in ALGORITHMS if name != chosen)]
+    programs = {
+        name: _runner(name, problem)
+        for name in names
+        if ALGORITHMS[name].applies(problem)
+    }
+    x, kernel = draw(0, dtype, problem.x_shape, problem.kernel_shape)
+    operands = [jnp.asarray(x), jnp.asarray(kernel)]
+    timings = compare(programs, operands, hopeless=HOPELESS, **timing)
+    return Choice(case.name, role, chosen, timings)

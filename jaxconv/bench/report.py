@@ -1,0 +1,217 @@
+"""What a run of the benchmark found: summary, table, JSON and picture."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxconv.bench.machine import Machine
+from jaxconv.bench.measure import ROLES, Row
+from jaxconv.bench.regret import Choice
+from jaxconv.cases import ConvCase
+
+
+def geomean(ratios: Iterable[float]) -> float:
+    """Geometric mean; NaN of nothing.
+
+    Example:
+      >>> geomean([1.0, 4.0])
+      2.0
+    """
+    logs = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def over_peer(rows: Sequence[Row]) -> dict[str, float]:
+    """Time over the peer's, by layer: the measured roles summed."""
+    layers: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.peer is not None:
+            layers.setdefault(row.layer, []).append(row)
+    return {
+        layer: sum(row.jaxconv.fastest for row in own)
+        / sum(row.peer for row in own if row.peer is not None)
+        for layer, own in layers.items()
+    }
+
+
+def summary(rows: Sequence[Row]) -> dict[str, tuple[float, float, str]]:
+    """Geomean, worst, and where the worst stands, of each ratio."""
+    ratios = {
+        "speed-up over stock": ({_name(row): row.speedup for row in rows}, min),
+        "compile time over stock's": (
+            {_name(row): row.compile_ratio for row in rows},
+            max,
+        ),
+        "temporary memory over stock's": (
+            {_name(row): row.memory_ratio for row in rows},
+            max,
+        ),
+        "time over the peer's": (over_peer(rows), max),
+    }
+    return {
+        what: (
+            geomean(of.values()),
+            of[worst(of, key=of.__getitem__)],
+            worst(of, key=of.__getitem__),
+        )
+        for what, (of, worst) in ratios.items()
+        if of
+    }
+
+
+def _name(row: Row) -> str:
+    return f"{row.layer}, {row.role.replace('_', ' ')}"
+
+
+def write_json(
+    path: Path, machine: Machine, rows: Sequence[Row], *, complete: bool
+) -> None:
+    """Everything that was measured, machine readable.
+
+    Args:
+      path: where to.
+      machine: on what.
+      rows: what was measured so far.
+      complete: whether that is all that was asked for.
+    """
+    report = {
+        "machine": machine._asdict(),
+        "complete": complete,
+        "rows": [
+            {
+                **row._asdict(),
+                "stock": row.stock._asdict(),
+                "jaxconv": row.jaxconv._asdict(),
+            }
+            for row in rows
+        ],
+        "summary": summary(rows),
+    }
+    path.write_text(json.dumps(report, indent=1))
+
+
+def table(machine: Machine, rows: Sequence[Row]) -> Any:
+    """One line per layer and role, for `rich`."""
+    from rich.table import Table
+
+    told = Table(title=machine.description)
+    for column in ("layer", "role"):
+        told.add_column(column, overflow="fold")
+    columns = ["stock ms", "(median)", "jaxconv ms", "(median)", "speed-up"]
+    columns += ["GFLOP/s", "GB/s", "compile", "memory"]
+    columns += ["peer ms"] if any(row.peer for row in rows) else []
+    for column in columns:
+        told.add_column(column, justify="right")
+    for row in rows:
+        flops = row.flops / row.jaxconv.fastest
+        bytes_ = row.bytes / row.jaxconv.fastest
+        cells = [
+            *(row.layer, row.role.replace("_", " ")),
+            f"{1e3 * row.stock.fastest:.2f}",
+            f"{1e3 * row.stock.median:.2f}",
+            f"{1e3 * row.jaxconv.fastest:.2f}",
+            f"{1e3 * row.jaxconv.median:.2f}",
+            f"{row.speedup:.2f}",
+            f"{flops / 1e9:.1f} ({flops / machine.gemm:.0%})",
+            f"{bytes_ / 1e9:.1f} ({bytes_ / machine.copy:.0%})",
+            f"{row.compile_ratio:.1f}",
+            f"{row.memory_ratio:.2f}",
+        ]
+        if row.peer is not None:
+            cells.append(f"{1e3 * row.peer:.2f}")
+        told.add_row(*cells)
+    return told
+
+
+def slowest(cases: Sequence[ConvCase], rows: Sequence[Row], count: int = 10) -> Any:
+    """The layers that gain least, with their geometry, for `rich`.
+
+    Args:
+      cases: the layers.
+      rows: what was measured of them.
+      count: how many to tell.
+    """
+    from rich.table import Table
+
+    told = Table(title="the slowest, compared with stock")
+    for column in ("speed-up", "layer", "role", "geometry"):
+        told.add_column(column, overflow="fold")
+    by_name = {case.name: case for case in cases}
+    for row in sorted(rows, key=lambda row: row.speedup)[:count]:
+        case = by_name[row.layer]
+        told.add_row(
+            f"{row.speedup:.2f}",
+            row.layer,
+            row.role.replace("_", " "),
+            f"x {case.x_shape} kernel {case.kernel_shape} strides "
+            f"{case.window_strides} padding {case.padding} dilations "
+            f"{case.lhs_dilation} {case.rhs_dilation} groups "
+            f"{case.feature_group_count} {case.dimension_numbers[0]}",
+        )
+    return told
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The end of the report: geomean and worst of each ratio."""
+    return [
+        f"{what}: geomean {mean:.2f}, worst {worst:.2f} ({where})"
+        for what, (mean, worst, where) in summary(rows).items()
+    ]
+
+
+def choices_table(choices: Sequence[Choice]) -> Any:
+    """One line per problem: the plan's choice and the best, for `rich`."""
+    from rich.table import Table
+
+    told = Table(title="how far the plan is from the best algorithm")
+    for column in ("layer", "role", "chosen", "best", "regret", "all, ms"):
+        told.add_column(column, overflow="fold")
+    for choice in choices:
+        by_time = sorted(choice.timings.items(), key=lambda item: item[1].fastest)
+        told.add_row(
+            choice.layer,
+            choice.role.replace("_", " "),
+            choice.chosen,
+            choice.best,
+            f"{choice.regret:.2f}",
+            ", ".join(f"{name} {1e3 * t.fastest:.2f}" for name, t in by_time),
+        )
+    return told
+
+
+def plot(path: Path, machine: Machine, rows: Sequence[Row]) -> None:
+    """One bar per layer and role: the speed-up over stock, on a log axis.
+
+    Args:
+      path: where to.
+      machine: on what.
+      rows: what was measured.
+    """
+    from matplotlib.figure import Figure
+
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    figure = Figure(figsize=(8, 1 + 0.36 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    roles = [role for role in ROLES if any(row.role == role for row in rows)]
+    height = 0.8 / max(len(roles), 1)
+    for i, role in enumerate(roles):
+        own = [row for row in rows if row.role == role]
+        places = [layers.index(row.layer) + (i - 1) * height for row in own]
+        axes.barh(
+            places,
+            [row.speedup - 1 for row in own],
+            height,
+            left=1,
+            label=role.replace("_", " "),
+        )
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(layers)), layers, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlabel("times as fast as stock JAX")
+    axes.set_title(machine.description, fontsize=8)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)

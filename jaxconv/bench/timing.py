@@ -1,0 +1,113 @@
+"""Programs side by side: compiled, then run in turn, round after round.
+
+Noise of the machine only ever adds time, so that the fastest run is the best estimate
+of what a program costs, and running in turn (A B A B) lets a slow spell hit all alike.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+CLOSE = 1.1
+"""Ratios below it are measured for longer before they are believed."""
+
+
+class Timing(NamedTuple):
+    """What one program was measured to need.
+
+    Attributes:
+      fastest: seconds of the fastest run.
+      median: seconds of the median run.
+      compile: seconds from Python function to executable.
+      temporary: bytes of temporary memory, by XLA's own account.
+    """
+
+    fastest: float
+    median: float
+    compile: float
+    temporary: int
+
+
+def compare(
+    programs: Mapping[str, Callable],
+    operands: Sequence[jax.Array],
+    *,
+    rounds: int = 9,
+    seconds: float = 3.0,
+    hopeless: float = math.inf,
+) -> dict[str, Timing]:
+    """Compile each program, then time them in turn.
+
+    Args:
+      programs: functions of the operands, by name; the first is what the others are
+        compared with.
+      operands: their arguments.
+      rounds: runs of each, at least.
+      seconds: after how much running a near tie, or a program that seems slower than
+        the first, is believed.
+      hopeless: a program whose first run takes more than this many times the shortest
+        first run is not run again.
+
+    Returns:
+      A timing for each.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> timings = compare({"a": jnp.sin, "b": jnp.cos}, [jnp.ones(3)], seconds=0)
+      >>> timings["a"].fastest <= timings["a"].median
+      True
+    """
+    compiled, compile_times, first_runs = {}, {}, {}
+    for name, program in programs.items():
+        compiled[name], compile_times[name] = _compile(program, operands)
+        first_runs[name] = _run(compiled[name], operands)  # not counted: it warms up
+    shortest = min(first_runs.values())
+    times: dict[str, list[float]] = {
+        name: [] if run <= hopeless * shortest else [run]
+        for name, run in first_runs.items()
+    }
+    running = {name: compiled[name] for name, own in times.items() if not own}
+    begin = time.perf_counter()
+
+    def undecided() -> bool:
+        first, *others = (min(own) for own in times.values())
+        return any(first < CLOSE * other for other in others)
+
+    done = 0
+    while done < rounds or (undecided() and time.perf_counter() - begin < seconds):
+        for name, executable in running.items():
+            times[name].append(_run(executable, operands))
+        done += 1
+    return {
+        name: Timing(
+            min(own),
+            statistics.median(own),
+            compile_times[name],
+            _temporary(compiled[name]),
+        )
+        for name, own in times.items()
+    }
+
+
+def _compile(program: Callable, operands: Sequence[jax.Array]) -> tuple[Any, float]:
+    """The executable and the seconds that making it took."""
+    start = time.perf_counter()
+    compiled = jax.jit(program).lower(*operands).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _run(executable: Callable, operands: Sequence[jax.Array]) -> float:
+    """Seconds of one run, to the end of it."""
+    start = time.perf_counter()
+    jax.block_until_ready(executable(*operands))
+    return time.perf_counter() - start
+
+
+def _temporary(compiled: Any) -> int:
+    """Bytes of temporary memory, 0 where the platform does not tell."""
+    analysis = compiled.memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes

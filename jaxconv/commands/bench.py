@@ -1,0 +1,161 @@
+"""``python -m jaxconv bench``: stock against jaxconv, layer by layer, side by side."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxconv.bench import report
+from jaxconv.bench.machine import probe
+from jaxconv.bench.measure import measure
+from jaxconv.bench.peer import Peer, PeerError
+from jaxconv.bench.regret import choose
+from jaxconv.bench.sweep import random_layer
+from jaxconv.bench.zoo import SUITES
+from jaxconv.cases import ConvCase
+
+INTERRUPTED = 130
+"""Exit status of a command that the user ended, as shells have it."""
+
+
+class UnknownLayerError(ValueError):
+    """A name that is not of the suite."""
+
+
+def run(
+    *,
+    suite: str,
+    only: Sequence[str] | None,
+    roles: Sequence[str],
+    dtype: str,
+    rounds: int,
+    json: Path | None,
+    plot: Path | None,
+    peer: str | None,
+    peer_python: str | None,
+    sweep: int | None,
+    seed: int,
+    regret: bool,
+) -> int:
+    """Measure layers, print the table, and write what was asked for.
+
+    Args:
+      suite: a key of `jaxconv.bench.zoo.SUITES`.
+      only: names of layers of the suite, or None for all.
+      roles: some of `jaxconv.bench.measure.ROLES`.
+      dtype: name of the operands' dtype.
+      rounds: runs of each program, at least.
+      json: where the rows go as JSON, after each; or None.
+      plot: where the picture goes, or None.
+      peer: "torch" or None.
+      peer_python: interpreter that has torch; None for this one.
+      sweep: so many random layers in place of the suite's, or None.
+      seed: of the random layers.
+      regret: time every algorithm that applies, in place of stock.
+
+    Returns:
+      0; 1 where a layer is unknown or torch is missing; 130 if interrupted.
+    """
+    from rich.console import Console
+
+    console = Console()
+    try:
+        cases = _cases(suite, only, sweep, seed)
+        wide = dtype == "float64"
+        with jax.enable_x64(wide or jax.config.jax_enable_x64):
+            jobs = [(case, role) for case in cases for role in roles]
+            if regret:
+                return _regret(console, jobs, dtype, rounds)
+            with _peer(peer, peer_python) as other:
+                return _bench(
+                    console, jobs, dtype, rounds, other, json, plot, sweep is not None
+                )
+    except (UnknownLayerError, PeerError) as error:
+        print(f"jaxconv: {error}", file=sys.stderr)
+        return 1
+
+
+def _cases(
+    suite: str, only: Sequence[str] | None, sweep: int | None, seed: int
+) -> Sequence[ConvCase]:
+    if sweep is not None:
+        return [random_layer(seed + i) for i in range(sweep)]
+    layers = {case.name: case for case in SUITES[suite]}
+    unknown = [name for name in only or () if name not in layers]
+    if unknown:
+        raise UnknownLayerError(
+            f"bench: layers must be of suite {suite}, but got --only "
+            f"{','.join(unknown)}. Choose from {', '.join(layers)}."
+        )
+    return [layers[name] for name in only or layers]
+
+
+def _peer(name: str | None, python: str | None) -> Any:
+    return contextlib.nullcontext() if name is None else Peer(python)
+
+
+def _tracked(console: Any, jobs: Sequence, what: str) -> Iterator:
+    from rich.progress import track
+
+    return iter(track(jobs, what, console=console, transient=True))
+
+
+def _bench(
+    console: Any,
+    jobs: Sequence[tuple[ConvCase, str]],
+    dtype: str,
+    rounds: int,
+    other: Any,
+    json: Path | None,
+    plot: Path | None,
+    slowest: bool,
+) -> int:
+    """Stock against jaxconv, and the peer where there is one."""
+    probed, rows = probe(), []
+    try:
+        for case, role in _tracked(console, jobs, "measuring"):
+            row = measure(case, role, dtype, rounds=rounds)
+            if other is not None:
+                row = row._replace(peer=other.seconds(case, role, dtype, rounds))
+            rows.append(row)
+            if json is not None:
+                report.write_json(json, probed, rows, complete=len(rows) == len(jobs))
+    except KeyboardInterrupt:
+        console.print(f"[red]Interrupted[/] after {len(rows)} of {len(jobs)}.")
+    console.print(report.table(probed, rows))
+    if slowest:
+        console.print(report.slowest([case for case, _ in jobs], rows))
+    console.print(
+        f"This machine: {probed.gemm / 1e9:.0f} GFLOP/s in a matrix product, "
+        f"{probed.copy / 1e9:.1f} GB/s in a copy."
+    )
+    for line in report.lines(rows):
+        console.print(line)
+    if plot is not None and rows:
+        report.plot(plot, probed, rows)
+        console.print(f"Picture: {plot}")
+    return 0 if len(rows) == len(jobs) else INTERRUPTED
+
+
+def _regret(
+    console: Any, jobs: Sequence[tuple[ConvCase, str]], dtype: str, rounds: int
+) -> int:
+    """Every algorithm that applies against the plan's choice."""
+    choices = []
+    try:
+        for case, role in _tracked(console, jobs, "choosing"):
+            choices.append(choose(case, role, dtype, rounds=rounds))
+    except KeyboardInterrupt:
+        console.print(f"[red]Interrupted[/] after {len(choices)} of {len(jobs)}.")
+    console.print(report.choices_table(choices))
+    if choices:
+        worst = max(choices, key=lambda choice: choice.regret)
+        console.print(
+            f"regret: geomean {report.geomean(c.regret for c in choices):.3f}, worst "
+            f"{worst.regret:.2f} ({worst.layer}, {worst.role}: {worst.chosen}, where "
+            f"{worst.best} is faster)"
+        )
+    return 0 if len(choices) == len(jobs) else INTERRUPTED

@@ -1,0 +1,277 @@
+"""The benchmark: what it times is what it says, and what it says is kept."""
+
+import json
+import math
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxconv.lax
+from jaxconv.bench import ROLES, SUITES, ZOO, compare, layer, random_layer, report
+from jaxconv.bench.machine import Machine
+from jaxconv.bench.measure import SLACK, Row, cost, measure, operands, program
+from jaxconv.bench.peer import Peer
+from jaxconv.bench.regret import choose, problem_of
+from jaxconv.bench.timing import Timing
+from jaxconv.cli import main
+from jaxconv.commands import bench
+from jaxconv.testing import reference_conv_vjp
+
+SMALL = (
+    layer("a", 2, (9, 8), 4, 6, (3, 2), strides=2, padding=(1, 0)),
+    layer("b", 2, (9,), 4, 4, (3,), groups=4, padding=(2, 0), channels_first=True),
+    layer("c", 1, (4, 3, 5), 2, 3, (2, 2, 2), input_dilation=2, padding=(1, 1)),
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The command, on layers of no size, as users have JAX."""
+    monkeypatch.setitem(SUITES, "zoo", SMALL)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(bench, "probe", lambda: Machine("here", 1e11, 1e10))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def timing(fastest, **changes):
+    fields = {"median": 2 * fastest, "compile": 1.0, "temporary": 0, **changes}
+    return Timing(fastest, **fields)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@pytest.mark.parametrize("conv", ["stock", "jaxconv"])
+def test_programs_compute_their_roles(case, conv):
+    functions = {"stock": lax, "jaxconv": jaxconv.lax}
+    function = functions[conv].conv_general_dilated
+    x, kernel = operands(case, "forward", jnp.float32)
+    g, _ = operands(case, "input_gradient", jnp.float32)
+    expected = reference_conv_vjp(x, kernel, g, **case.geometry)
+    for role, reference in zip(ROLES, expected, strict=True):
+        arrays = {
+            "forward": (x, kernel),
+            "input_gradient": (g, kernel),
+            "kernel_gradient": (x, g),
+        }[role]
+        assert [a.shape for a in operands(case, role, jnp.float32)] == [
+            a.shape for a in arrays
+        ]
+        got = jax.jit(program(function, case, role, jnp.float32))(*arrays)
+        np.testing.assert_allclose(got, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_the_zoo_has_the_layers_of_the_field():
+    assert len(ZOO) == 32 == len({case.name for case in ZOO})
+    by_name = {case.name: case for case in ZOO}
+    stem = by_name["resnet50.stem7x7s2"]
+    assert (stem.x_shape, stem.kernel_shape) == ((8, 224, 224, 3), (7, 7, 3, 64))
+    assert stem.window_strides == (2, 2)
+    first = by_name["jax#13800.dw1d"]
+    assert (first.x_shape, first.kernel_shape) == ((8, 512, 1024), (512, 1, 5))
+    # 8 images of 112 x 112 points, 64 features, 147 products and sums for each.
+    flops, arrays = cost(stem, jnp.float32)
+    assert flops == 2 * 8 * 112 * 112 * 64 * 147
+    assert arrays == 4 * (8 * 224 * 224 * 3 + 147 * 64 + 8 * 112 * 112 * 64)
+    assert all(len(suite) > 1 for suite in SUITES.values())
+    assert all("dw" in case.name for case in SUITES["depthwise"])
+    # Each entry of a transposed layer's input meets each tap once.
+    flops, _ = cost(by_name["unet3d.convT2x2x2"], jnp.float32)
+    assert flops == 2 * 16**3 * 64 * 32 * 8
+
+
+def test_programs_run_in_turn_and_ties_are_measured_for_longer():
+    runs = []
+
+    def note(name):
+        def run(x):
+            jax.debug.callback(lambda: runs.append(name))
+            return x + 1
+
+        return run
+
+    programs = {"a": note("a"), "b": note("b")}
+    timings = compare(programs, [jnp.ones(2)], rounds=5, seconds=0)
+    jax.effects_barrier()
+    assert runs == ["a", "b"] * 6  # one of them warms up
+    assert all(t.fastest <= t.median and t.compile > 0 for t in timings.values())
+    runs.clear()
+    compare(programs, [jnp.ones(2)], rounds=5, seconds=0.1)
+    jax.effects_barrier()
+    assert runs[:2] == ["a", "b"] and len(runs) > 12
+
+
+def test_hopeless_programs_run_once():
+    runs = []
+
+    def slow(x):
+        def wait():
+            runs.append(1)
+            import time
+
+            time.sleep(0.05)
+
+        jax.debug.callback(wait, ordered=True)
+        return x + 1
+
+    programs = {"fast": jnp.sin, "slow": slow}
+    timings = compare(programs, [jnp.ones(2)], seconds=0, hopeless=5)
+    jax.effects_barrier()
+    assert len(runs) == 1
+    assert timings["fast"].fastest < timings["slow"].fastest
+
+
+def test_ratios_of_a_row():
+    row = Row("a", "forward", timing(4.0, temporary=SLACK), timing(2.0), 10, 10)
+    assert row.speedup == 2
+    assert row.compile_ratio == 1
+    assert row.memory_ratio == 0.01
+    more = row._replace(jaxconv=timing(2.0, temporary=4 * SLACK, compile=3.0))
+    assert (more.memory_ratio, more.compile_ratio) == (2, 3)
+
+
+def test_summary_has_geomean_worst_and_where():
+    rows = [
+        Row("a", "forward", timing(8.0), timing(2.0), 1, 1, peer=1.0),
+        Row("a", "input_gradient", timing(1.0), timing(1.0), 1, 1, peer=5.0),
+        Row("b", "forward", timing(1.0), timing(2.0), 1, 1, peer=1.0),
+    ]
+    told = report.summary(rows)
+    mean, worst, where = told["speed-up over stock"]
+    assert mean == pytest.approx(2 ** (1 / 3))
+    assert (worst, where) == (0.5, "b, forward")
+    mean, worst, where = told["time over the peer's"]
+    assert mean == pytest.approx(1.0)  # (2 + 1) / (1 + 5) and 2 / 1
+    assert (worst, where) == (2.0, "b")
+    assert "time over the peer's" not in report.summary([rows[0]._replace(peer=None)])
+    assert math.isnan(report.geomean([]))
+
+
+def test_random_layers_are_of_all_kinds():
+    cases = [random_layer(seed) for seed in range(150)]
+    assert random_layer(7) == cases[7]
+    groups = {case.feature_group_count for case in cases}
+    assert {len(case.x_shape) for case in cases} == {3, 4, 5}
+    assert 1 in groups
+    assert len(groups) > 5
+    for field in ("window_strides", "lhs_dilation", "rhs_dilation"):
+        assert sum(max(getattr(case, field)) > 1 for case in cases) > 10
+    assert {case.dimension_numbers[0][1] == "C" for case in cases} == {True, False}
+    for case in cases:
+        assert all(
+            math.prod(problem_of(case, r, "float32").output_shape) for r in ROLES
+        )
+
+
+def test_choices_time_what_applies():
+    choice = choose(SMALL[1], "kernel_gradient", rounds=1, seconds=0)
+    assert choice.chosen == "direct" or choice.chosen in choice.timings
+    assert {"direct", "depthwise_gradient", "patches_gradient"} <= {*choice.timings}
+    assert choice.regret >= 1
+    assert choice.timings[choice.best].fastest == min(
+        t.fastest for t in choice.timings.values()
+    )
+
+
+def test_bench_prints_and_writes(small, tmp_path, capsys):
+    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ["bench", "--json", str(out), "--plot", str(picture), "--only", "a,c"]
+    assert main([*arguments, "--roles", "forward,kernel_gradient"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("speed-up over stock: geomean", "compile time over", "memory over"):
+        assert text in printed
+    kept = json.loads(out.read_text())
+    assert kept["complete"] is True
+    assert [(row["layer"], row["role"]) for row in kept["rows"]] == [
+        *(("a", "forward"), ("a", "kernel_gradient")),
+        *(("c", "forward"), ("c", "kernel_gradient")),
+    ]
+    assert all(row["stock"]["fastest"] > 0 for row in kept["rows"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_bench_keeps_what_it_measured(
+    small, tmp_path, capsys, monkeypatch
+):
+    measured = []
+
+    def interrupted(case, role, dtype, **options):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(role)
+        return measure(case, role, dtype, rounds=1, seconds=0)
+
+    monkeypatch.setattr(bench, "measure", interrupted)
+    out = tmp_path / "bench.json"
+    assert main(["bench", "--json", str(out)]) == bench.INTERRUPTED
+    kept = json.loads(out.read_text())
+    assert (kept["complete"], len(kept["rows"])) == (False, 2)
+    assert "Interrupted after 2 of 9" in capsys.readouterr().out
+
+
+def test_bench_judges_the_plan(small, capsys):
+    assert main(["bench", "--regret", "--only", "a", "--roles", "forward"]) == 0
+    assert "regret: geomean" in capsys.readouterr().out
+
+
+def test_bench_sweeps(small, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "random_layer", lambda seed: SMALL[seed - 4])
+    command = ["bench", "--sweep", "2", "--seed", "4", "--roles", "forward"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "speed-up over stock" in printed
+    assert "slowest" in printed
+    assert "strides (2, 2)" in printed
+
+
+def test_unknown_layers_are_named(small, capsys):
+    assert main(["bench", "--only", "a,nosuch"]) == 1
+    assert "--only nosuch. Choose from a, b, c." in capsys.readouterr().err
+
+
+def test_an_interpreter_without_torch_is_named(small, tmp_path, capsys):
+    without = tmp_path / "python"
+    without.write_text("#!/bin/sh\necho \"No module named 'torch'\" >&2\nexit 1\n")
+    without.chmod(0o755)
+    assert main(["bench", "--peer", "torch", "--peer-python", str(without)]) == 1
+    said = capsys.readouterr().err
+    assert str(without) in said
+    assert "No module named 'torch'" in said
+    assert "pip install torch" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "zoos"], "invalid choice: 'zoos'"),
+        (["--roles", "backward"], "must be some of forward, input_gradient, kernel_gr"),
+        (["--rounds", "3"], "must be an int of at least 9, got '3'"),
+        (["--json", "bench.txt"], "must end in .json, got 'bench.txt'"),
+        (["--peer", "tensorflow"], "invalid choice: 'tensorflow'"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_the_peer_is_asked_in_its_own_layout(monkeypatch, tmp_path):
+    # A stand-in that answers with what it was asked: N, C, *I and F, C/G, *K.
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys\n"
+        "print(json.dumps({'version': '0'}), flush=True)\n"
+        "for line in sys.stdin: print(line, end='', flush=True)\n"
+    )
+    stand_in.chmod(0o755)
+    with Peer(str(stand_in)) as peer:
+        asked: Any = peer.seconds(SMALL[0], "forward", "float32", 9)
+    assert asked["x_shape"] == [2, 4, 9, 8]
+    assert asked["kernel_shape"] == [6, 4, 3, 2]
+    assert (asked["strides"], asked["padding"]) == ([2, 2], [[1, 0], [1, 0]])
