@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxconv import processor
 from jaxconv.algorithms import (
     by_image,
+    channels_last,
     crop,
     depthwise,
     depthwise_gradient,
@@ -24,6 +26,7 @@ from jaxconv.algorithms import (
     patches_gradient,
     per_group,
     product,
+    shifts,
     subpixel,
     swap,
 )
@@ -94,13 +97,19 @@ class Plan(NamedTuple):
     reason: str
 
 
-def plan(problem: ConvProblem, platform: str, devices: int = 1) -> Plan:
+def plan(
+    problem: ConvProblem,
+    platform: str,
+    devices: int = 1,
+    vector_bits: int | None = None,
+) -> Plan:
     """Choose the algorithm for `problem` on `platform`.
 
     Args:
       problem: what is to be computed.
       platform: "cpu", or anything else for the platforms without measured rules.
       devices: over how many the program is partitioned by XLA.
+      vector_bits: 256 or 512, of the processor's vectors; None for this machine's.
 
     Returns:
       The plan. Algorithms leave smaller convolutions, which are planned in turn.
@@ -119,21 +128,27 @@ def plan(problem: ConvProblem, platform: str, devices: int = 1) -> Plan:
     if not problem.is_static:
         chosen = Plan("direct", "a symbolic size cannot be planned")
     else:
-        chosen = _static_plan(problem, platform, devices)
+        bits = processor.vector_bits() if vector_bits is None else vector_bits
+        chosen = _static_plan(problem, platform, devices, bits)
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
+    if chosen.algorithm == "direct" and _is_routine(problem, platform, devices):
+        return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
     return chosen
 
 
 @functools.lru_cache(maxsize=4096)
-def _static_plan(problem: ConvProblem, platform: str, devices: int) -> Plan:
+def _static_plan(
+    problem: ConvProblem, platform: str, devices: int, vector_bits: int
+) -> Plan:
     """`plan` for problems of known sizes, whose hashes and comparisons are sound."""
     if platform != "cpu":
         return Plan("direct", f"nothing was measured to be faster on {platform}")
     if problem.out_sharding is not None:
         return Plan("direct", "explicitly sharded: XLA partitions its own convolution")
     if devices == 1:
-        for rule in (_product, _depthwise, _gradient, _grouped, _dilated, _deep):
+        gradient = functools.partial(_gradient, vector_bits=vector_bits)
+        for rule in (_product, _depthwise, gradient, _grouped, _dilated, _deep):
             found = rule(problem)
             if found is not None and found.algorithm == "subpixel":
                 found = _in_memory(problem, found)
@@ -163,22 +178,27 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     12 to 130 times as fast as stock's on every depthwise layer of the zoo.
     """
     spec, G = problem.spec, problem.spec.groups
+    x_axes = spec.dimension_numbers.lhs_spec
     if G == 1 or problem.features > SMALL * G:
         return None
     fills = problem.features >= LANES or len(problem.x_spatial) > 2
     if depthwise_gradient.applies(problem) and fills:
         reason = "a depthwise kernel gradient, summed entry by entry in the cache"
         return Plan("depthwise_gradient", reason)
+    in_a_row = x_axes[-1] == len(x_axes) - 1 and spec.window_strides[-1:] == (1,)
+    if shifts.applies(problem) and in_a_row:
+        return Plan("shifts", "one channel per group, added up along a spatial axis")
     alone = problem.channels * problem.features == G
-    fills = G >= LANES or alone or math.prod(problem.kernel_spatial) <= 2 * LANES
-    few_zeros = math.prod(spec.lhs_dilation) <= ZEROS
+    few_taps = math.prod(problem.kernel_spatial) <= 2 * LANES
+    fills = G >= LANES or alone or few_taps
+    few_zeros = few_taps or math.prod(spec.lhs_dilation) <= ZEROS
     small = problem.channels * problem.features <= SMALL * G
     if depthwise.applies(problem) and small and fills and few_zeros:
         return Plan("depthwise", "few channels per group, summed tap by tap")
     return None
 
 
-def _gradient(problem: ConvProblem) -> Plan | None:
+def _gradient(problem: ConvProblem, vector_bits: int) -> Plan | None:
     """Windows with more points than the output has: kernel gradients.
 
     Which is the fastest depends on channels, features, images and cache as the costs
@@ -196,17 +216,18 @@ def _gradient(problem: ConvProblem) -> Plan | None:
         return Plan("patches_gradient", "XLA:CPU computes all pairs of batch groups")
     # A kernel gradient has its channels, which are the images, outermost.
     of_layer = spec.dimension_numbers.lhs_spec[1] == 0
-    if outputs >= (2 * taps if of_layer else taps / 4):
+    if outputs >= (16 * taps if of_layer else taps / 4):
         return None
     if math.prod(problem.output_spatial) == 1:
         return Plan("patches_gradient", "a product of strided entries")
     costs = {
-        "direct": direct.gradient_cost(problem),
-        "patches_gradient": patches_gradient.cost(problem),
+        "direct": direct.gradient_cost(problem, vector_bits),
+        "patches_gradient": patches_gradient.cost(problem, vector_bits),
     }
     if max(spec.window_strides) == max(spec.rhs_dilation) == 1:
         # Else the swapped input would be dilated.
-        costs["swap"] = patches_gradient.cost(swap.swapped_problem(problem))
+        exchanged = swap.swapped_problem(problem)
+        costs["swap"] = patches_gradient.cost(exchanged, vector_bits)
     return _cheapest(costs)
 
 
@@ -272,6 +293,22 @@ def _deep(problem: ConvProblem) -> Plan | None:
     if taps == 1 or math.prod(problem.output_spatial[1:]) < SLICE:
         return Plan("patches", "slices too small to convolve one by one")
     return Plan("fold_depth", "XLA:CPU has a fast path for two spatial axes")
+
+
+def _is_routine(problem: ConvProblem, platform: str, devices: int) -> bool:
+    """Whether XLA:CPU has a routine for it, if only the axes stand in order."""
+    spec = problem.spec
+    undilated = max(spec.lhs_dilation, default=1) == 1
+    return (
+        platform == "cpu"
+        and devices == 1
+        and problem.is_static
+        and channels_last.applies(problem)
+        and _is_fast(problem.dtype)
+        and 1 <= len(spec.window_strides) <= 3
+        and spec.batch_group_count == 1
+        and (undilated or _is_product_and_scatter(problem))
+    )
 
 
 def _is_product_and_scatter(problem: ConvProblem) -> bool:

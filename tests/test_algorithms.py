@@ -31,7 +31,17 @@ from jaxconv.planner import plan
 from jaxconv.spec import ConvProblem
 from jaxconv.testing import reference_conv
 
-TABLE = [*CASES, *map(random_case, range(100, 160))]
+DEPTHWISE = [
+    layer("1d", 2, (9,), 4, 4, (3,), groups=4, padding=(2, 0), strides=2),
+    layer("1d.first", 2, (9,), 3, 3, (3,), groups=3, dilation=2, channels_first=True),
+    layer("2d", 2, (6, 7), 4, 4, (2, 3), groups=4, padding=(-1, 2)),
+    layer("2d.first", 2, (6, 7), 4, 4, (2, 3), groups=4, padding=(1, -1),
+          channels_first=True),
+    layer("2d.wide", 1, (5, 6), 2, 2, (5, 6), groups=2, padding=(3, 4), strides=3,
+          channels_first=True),
+    layer("3d", 1, (4, 5, 6), 2, 2, (2, 2, 3), groups=2, padding=(1, 1)),
+]  # fmt: skip
+TABLE = [*CASES, *map(random_case, range(100, 160)), *DEPTHWISE]
 
 
 def problem_of(case, dtype=jnp.float32):
@@ -46,18 +56,24 @@ def directly(spec, x, kernel):
 
 
 @pytest.fixture(params=["one block", "many blocks"])
-def blocks(request, monkeypatch):
+def blocks(request):
     """The blocks that algorithms take: as they are, or small so that there are many."""
     if request.param == "many blocks":
-        for module, constant, size in (
-            (depthwise, "TERMS", 4),
-            (depthwise_gradient, "SUMS", 64),
-            (patches, "PATCHES", 256),
-            (patches_gradient, "PATCHES", 256),
-            (per_group, "BLOCK", 1 << 10),
-            (by_image, "BLOCK", 64),
-        ):
-            monkeypatch.setattr(module, constant, size)
+        request.getfixturevalue("small_blocks")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks so small that there are many, the last of them moved back."""
+    for module, constant, size in (
+        (depthwise, "TERMS", 4),
+        (depthwise_gradient, "SUMS", 64),
+        (patches, "PATCHES", 256),
+        (patches_gradient, "PATCHES", 256),
+        (per_group, "BLOCK", 1 << 10),
+        (by_image, "BLOCK", 64),
+    ):
+        monkeypatch.setattr(module, constant, size)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -72,19 +88,20 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, bloc
             expected = reference_conv(x, kernel, **case.geometry)
             np.testing.assert_array_equal(y, expected, err_msg=case.name)
             applied += 1
-    assert applied >= {"empty": 2, "product": 5}.get(name, 10)
+    assert applied >= {"empty": 2, "product": 5, "shifts": 9}.get(name, 10)
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("crop", "product", "by_image", "fold_depth", "per_group", "patches"),
-        *("patches_gradient", "depthwise", "depthwise_gradient"),
+        *("patches_gradient", "shifts", "depthwise", "depthwise_gradient"),
+        "channels_last",
     ],
 )
-def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, blocks):
+def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_blocks):
     algorithm, applied = ALGORITHMS[name], 0
-    for case in TABLE:
+    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE):
         problem = problem_of(case)
         if not algorithm.applies(problem) or 0 in (*case.x_shape, *case.kernel_shape):
             continue
@@ -187,6 +204,9 @@ LAYERS = {
     "1x1s2": layer("", 8, (56, 56), 256, 512, (1, 1), strides=2),
     "depthwise": layer("", 8, (56, 56), 96, 96, (3, 3), groups=96, padding=(1, 1)),
     "depthwise.s2": layer("", 8, (56, 56), 96, 96, (3, 3), strides=2, groups=96),
+    "depthwise.nchw": layer("", 8, (56, 56), 96, 96, (3, 3), groups=96,
+                            padding=(1, 1), channels_first=True),
+    "dense.nchw": layer("", 8, (56, 56), 64, 64, (3, 3), channels_first=True),
     "multiplier": layer("", 8, (28, 28), 64, 128, (3, 3), groups=64, padding=(1, 1)),
     "grouped": layer("", 8, (28, 28), 256, 256, (3, 3), groups=32, padding=(1, 1)),
     "patch": layer("", 8, (224, 224), 3, 768, (16, 16), strides=16),
@@ -202,21 +222,23 @@ LAYERS = {
 @pytest.mark.parametrize(
     ("name", "forward", "input_gradient", "kernel_gradient"),
     [
-        ("dense", "direct", "direct", "patches_gradient"),
-        ("strided", "direct", "direct", "patches_gradient"),
-        ("stem", "direct", "subpixel", "direct"),
+        ("dense", "direct", "channels_last", "patches_gradient"),
+        ("strided", "direct", "channels_last", "patches_gradient"),
+        ("stem", "direct", "subpixel", "patches_gradient"),
         ("1x1", "product", "product", "product"),
-        ("1x1s2", "direct", "direct", "patches_gradient"),
+        ("1x1s2", "direct", "channels_last", "patches_gradient"),
         ("depthwise", "depthwise", "depthwise", "depthwise_gradient"),
         ("depthwise.s2", "depthwise", "depthwise", "depthwise_gradient"),
+        ("depthwise.nchw", "shifts", "shifts", "depthwise_gradient"),
+        ("dense.nchw", "channels_last", "channels_last", "patches_gradient"),
         ("multiplier", "depthwise", "depthwise", "depthwise_gradient"),
         ("grouped", "per_group", "per_group", "patches_gradient"),
         ("patch", "direct", "subpixel", "patches_gradient"),
-        ("transposed", "direct", "direct", "swap"),
+        ("transposed", "direct", "channels_last", "swap"),
         ("3d", "fold_depth", "fold_depth", "patches_gradient"),
         ("3d.s2", "fold_depth", "subpixel", "patches_gradient"),
         ("4d", "patches", "patches", "patches_gradient"),
-        ("3x3.to-few", "direct", "direct", "swap"),
+        ("3x3.to-few", "direct", "channels_last", "swap"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(
@@ -225,7 +247,8 @@ def test_what_was_measured_to_be_fast_is_planned(
     expected = (forward, input_gradient, kernel_gradient)
     for role, algorithm in zip(ROLES, expected, strict=True):
         problem = problem_in(LAYERS[name], role, jnp.float32)
-        assert plan(problem, "cpu").algorithm == algorithm, role
+        for bits in (256, 512):
+            assert plan(problem, "cpu", vector_bits=bits).algorithm == algorithm, role
         # What XLA partitions by itself is left to it, and so are other platforms.
         partitioned = plan(problem, "cpu", devices=4).algorithm
         assert partitioned in ("direct", "subpixel", "crop")

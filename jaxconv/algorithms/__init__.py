@@ -12,6 +12,7 @@ import jax
 
 from jaxconv.algorithms import (
     by_image,
+    channels_last,
     crop,
     depthwise,
     depthwise_gradient,
@@ -22,6 +23,7 @@ from jaxconv.algorithms import (
     patches_gradient,
     per_group,
     product,
+    shifts,
     subpixel,
     swap,
 )
@@ -52,12 +54,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     "by_image": by_image,
     "subpixel": subpixel,
     "swap": swap,
+    "shifts": shifts,
     "depthwise": depthwise,
     "depthwise_gradient": depthwise_gradient,
     "per_group": per_group,
     "fold_depth": fold_depth,
     "patches": patches,
     "patches_gradient": patches_gradient,
+    "channels_last": channels_last,
     "direct": direct,
 }
 """Every algorithm by its name, which is the name of its file."""

@@ -29,17 +29,24 @@ def applies(problem: ConvProblem) -> bool:
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
-    """Convolve the blocks one after the other."""
-    (batch, *_), _, (y_batch, *_) = problem.spec.dimension_numbers
+    """Convolve the blocks one after the other, images first and channels last."""
+    spec = problem.spec
+    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
+    x, last = x.transpose(batch, *spatial, channel), x.ndim - 1
+    images_first = (0, last, *range(1, last))
+    inner = spec.replace(
+        dimension_numbers=lax.ConvDimensionNumbers(
+            images_first, spec.dimension_numbers.rhs_spec, images_first
+        )
+    )
     image = math.prod(problem.output_shape) // problem.batch
     image *= problem.output_dtype.itemsize
     count, size = blocks_of(problem.batch, max(BLOCK // image, 1))
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, size, problem.batch)
-        images = lax.dynamic_slice_in_dim(x, start, size, batch)
-        part = conv(problem.spec, images, kernel)
-        return lax.dynamic_update_slice_in_dim(y, part, start, y_batch)
+        part = conv(inner, lax.dynamic_slice_in_dim(x, start, size), kernel)
+        return lax.dynamic_update_slice_in_dim(y, part, start, 0)
 
-    y = zeros(problem.output_shape, problem.output_dtype, x)
-    return loop(count, write, y)
+    shape = (problem.batch, *problem.output_spatial, problem.features)
+    return spec.laid_out(loop(count, write, zeros(shape, problem.output_dtype, x)))

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxconv.algorithms.windows import (
     Index,
@@ -58,6 +59,7 @@ def run(
     G, sums = spec.feature_group_count, accumulator(problem)
     x = x.transpose(batch, *spatial, channel)
     x = jnp.moveaxis(x.reshape(*x.shape[:-1], G, -1), -1, 0)  # [c, N, *I, G]
+    x = lax.optimization_barrier(x) if len(x) > 1 else x  # read in steps of C otherwise
     kernel = kernel.transpose(in_feature, *taps, feature)
     terms, m = kernel.shape[:-1], problem.features // G
     kernel = kernel.reshape(-1, G, m).swapaxes(1, 2).astype(sums)  # [(c, t), m, G]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.processor import WIDE
 from jaxconv.spec import ConvProblem, is_static
 
 
@@ -22,24 +23,28 @@ def applies(problem: ConvProblem) -> bool:
     return True
 
 
-def gradient_cost(problem: ConvProblem) -> float:
+def gradient_cost(problem: ConvProblem, vector_bits: int) -> float:
     """Seconds, about, of a dense kernel gradient by XLA:CPU.
 
     It packs the cotangent as the weights of a convolution whose features fill vectors
-    of 16 and whose channels are the layer's images: 250 GFLOP/s while the weights stay
-    in the cache of a core, 32 beyond, 200 and 75 with a window dilated by the layer's
-    stride, or steps of the layer's dilation. Windows of few images are read slowly,
-    most of all for few features. One dimension costs less, three much more, a dilated
-    input, as of transposed layers, most: it has no routine for those. Fitted as the
-    cost of `patches_gradient` is.
+    and whose channels are the layer's images. Windows of few images are read slowly,
+    three dimensions much more so, and a dilated input, as of transposed layers, most:
+    it has no routine for those. With vectors of 512 bits it has faster ones while the
+    weights stay in the cache of a core. Fitted as the cost of `patches_gradient` is.
     """
     spec, rank = problem.spec, len(problem.x_spatial)
-    if max(spec.lhs_dilation) > 1:
-        products = math.prod(problem.output_shape) * problem.channels
-        return 2 * products * math.prod(problem.kernel_spatial) / 9e9
     window = problem.channels * math.prod(problem.kernel_spatial)
     entries = window * problem.batch * math.prod(problem.output_spatial)
-    features = -(-problem.features // 16) * 16
+    if max(spec.lhs_dilation) > 1:
+        return 2 * entries * problem.features / 9e9
+    lanes = vector_bits // 32
+    flops = 2 * entries * -(-problem.features // lanes) * lanes
+    if vector_bits < WIDE:
+        read = {1: 0.0, 2: 0.9e-9 / problem.channels}.get(rank, 4.4e-9)
+        rate = {1: 100e9, 2: 55e9}.get(rank, 40e9)
+        packed = 0.9e-9 * window * problem.features
+        # Some are ten times slower than this, so that only half of it is believed.
+        return 2 * (8e-5 + packed + read * entries + flops / rate)
     cached = 4 * window * problem.features <= 1.61e6
     if rank == 1:
         rate = 250e9
@@ -51,7 +56,7 @@ def gradient_cost(problem: ConvProblem) -> float:
         rate = 250e9 if cached else 32e9
     read = 0.06e-9 + (2.4e-9 if problem.features <= 24 else 0.37e-9) / problem.channels
     read *= {1: 0.25, 2: 1}.get(rank, 10)
-    return 7e-5 + read * entries + 2 * entries * features / rate
+    return 7e-5 + read * entries + flops / rate
 
 
 def grouped_cost(problem: ConvProblem) -> float:

@@ -34,15 +34,18 @@ def applies(problem: ConvProblem) -> bool:
 def cost(problem: ConvProblem) -> float:
     """Seconds, about: x and y transposed at 2.5 GB/s, convolutions at 200 GFLOP/s.
 
-    Runs of fewer than 4 channels are transposed so much more slowly, and the features
-    of a group fill vectors of 16. Fitted as the cost of `patches` is.
+    Runs of fewer than 4 channels are transposed so much more slowly, windows of fewer
+    than 8 are read at 8 ns a tap, and the features of a group fill vectors of 16.
+    Fitted as the cost of `patches` is.
     """
     G = problem.spec.feature_group_count
     moved = math.prod(problem.x_shape) / min(1.0, problem.channels / 4)
     moved += math.prod(problem.output_shape) / min(1.0, problem.features / G / 4)
-    flops = 2 * problem.batch * math.prod(problem.output_spatial) * problem.channels
-    flops *= math.prod(problem.kernel_spatial) * G * (-(-problem.features // G // 16))
-    return 3e-5 * G + 4 * moved / 2.5e9 + 16 * flops / 200e9
+    reads = problem.batch * math.prod(problem.output_spatial) * G
+    reads *= math.prod(problem.kernel_spatial)
+    flops = 2 * reads * problem.channels * (-(-problem.features // G // 16) * 16)
+    slow = 8e-9 * reads if problem.channels < 8 else 0.0
+    return 3e-5 * G + 4 * moved / 2.5e9 + slow + flops / 200e9
 
 
 def run(

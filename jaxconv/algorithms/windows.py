@@ -112,23 +112,71 @@ def windows(
       [*broadcast, C], with the whole batch first if `batch` is a slice.
     """
     rank = max(i.ndim for i in (*outputs, *taps, *blocks))
+    entries, there = _reads(axes, outputs, taps, rank)
+    if isinstance(batch, slice):
+        found = x.at[(batch, *entries)].get(mode="promise_in_bounds")
+    else:
+        linear = _linear((batch, *entries, *blocks), x.shape, rank)
+        found = x.reshape(-1, x.shape[-1]).at[linear].get(mode="promise_in_bounds")
+    return jnp.where(_of_rank(there, found.ndim), found, jnp.zeros((), x.dtype))
+
+
+def slices(
+    x: jax.Array,
+    axes: Sequence[Axis],
+    batch: Index,
+    outputs: Sequence[Index],
+    taps: Sequence[Index],
+    start: Index,
+    length: int,
+) -> jax.Array:
+    """Windows along all axes but the last, where `length` entries stand in a row.
+
+    Args:
+      x: [N, *I, W].
+      axes: the geometry, without the last axis.
+      batch: n.
+      outputs: o along each axis of `axes`.
+      taps: t along each axis of `axes`.
+      start: where the entries begin in W; all of them are there.
+      length: how many entries.
+
+    Returns:
+      [*broadcast, length].
+    """
+    rank = max(i.ndim for i in (batch, start, *outputs, *taps))
+    entries, there = _reads(axes, outputs, taps, rank)
+    found = lax.gather(
+        x.reshape(-1),
+        _linear((batch, *entries, start), x.shape, rank)[..., None],
+        lax.GatherDimensionNumbers((rank,), (), (0,)),
+        (length,),
+        mode="promise_in_bounds",
+    )
+    return jnp.where(_of_rank(there, found.ndim), found, jnp.zeros((), x.dtype))
+
+
+def _reads(
+    axes: Sequence[Axis], outputs: Sequence[Index], taps: Sequence[Index], rank: int
+) -> tuple[list[Index], Index]:
+    """Which entries are read along each axis, and whether there are such, [..., 1]."""
     reads = [
         axis.read(_of_rank(o, rank), _of_rank(t, rank))
         for axis, o, t in zip(axes, outputs, taps, strict=True)
     ]
     entries = [entry for entry, _ in reads]
-    if isinstance(batch, slice):
-        found = x.at[(batch, *entries)].get(mode="promise_in_bounds")
-    else:
-        sizes = x.shape[1:-1]
-        linear = _of_rank(batch, rank)
-        for entry, size in zip((*entries, *blocks), sizes, strict=True):
-            linear = linear * size + entry
-        linear = lax.optimization_barrier(linear)
-        found = x.reshape(-1, x.shape[-1]).at[linear].get(mode="promise_in_bounds")
-    there = functools.reduce(operator.and_, (valid for _, valid in reads))
-    there = _of_rank(there[..., None], found.ndim)
-    return jnp.where(there, found, jnp.zeros((), x.dtype))
+    there = functools.reduce(
+        operator.and_, (valid for _, valid in reads), np.ones((1,) * rank, bool)
+    )
+    return entries, there[..., None]
+
+
+def _linear(indices: Sequence[Index], sizes: Sequence[int], rank: int) -> jax.Array:
+    """The linear index, computed once and not anew for each entry that it finds."""
+    linear = _of_rank(indices[0], rank)
+    for index, size in zip(indices[1:], sizes[1:], strict=False):
+        linear = linear * size + index
+    return lax.optimization_barrier(linear)
 
 
 def _of_rank(array: Index, rank: int) -> Index:
@@ -144,7 +192,8 @@ def coordinates(axes: Sequence[Axis], field: str) -> list[np.ndarray]:
       [[0, 0, 1, 1], [0, 1, 0, 1]]
     """
     sizes = [getattr(axis, field) for axis in axes]
-    return unravel(np.arange(math.prod(sizes), dtype=np.int32), sizes)
+    linear = np.arange(math.prod(sizes), dtype=np.int32)
+    return unravel(linear, sizes) if sizes else []
 
 
 def zeros(shape: Sequence[int], dtype: Any, x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxconv.bench.timing import compare
 
-_SIDE, _ENTRIES = 1024, 1 << 24
+_SIDE, _ENTRIES = 1024, 1 << 22
 
 
 class Machine(NamedTuple):
@@ -17,7 +17,7 @@ class Machine(NamedTuple):
     Attributes:
       description: processor, platform and versions.
       gemm: additions and multiplications per second of a 1024x1024 matrix product.
-      copy: bytes read and written per second by adding one to 16 M entries.
+      copy: bytes read and written per second by adding one to 4 M entries.
     """
 
     description: str

