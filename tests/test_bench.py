@@ -87,14 +87,14 @@ def test_the_zoo_has_the_layers_of_the_field():
 def test_programs_run_in_turn_and_ties_are_measured_for_longer():
     runs = []
 
-    def note(name):
+    def note(name, work):
         def run(x):
             jax.debug.callback(lambda: runs.append(name))
-            return x + 1
+            return jax.lax.fori_loop(0, work, lambda _, x: jnp.sin(x), x)
 
         return run
 
-    programs = {"a": note("a"), "b": note("b")}
+    programs = {"a": note("a", 1), "b": note("b", 30_000)}  # b loses, for certain
     timings = compare(programs, [jnp.ones(2)], rounds=5, seconds=0)
     jax.effects_barrier()
     assert runs == ["a", "b"] * 6  # one of them warms up
