@@ -74,7 +74,7 @@ def run(
         _, q, new = block(index, size, len(kernel))
         for i in range(size):
             product = term(kernel[q[i]], *unravel(q[i], terms))
-            y = y + jnp.where(new[i], product, jnp.zeros((), sums))
+            y = y + (product if new is None else jnp.where(new[i], product, 0))
         return y
 
     if count == 1:
@@ -82,7 +82,7 @@ def run(
         y = functools.reduce(operator.add, every)
     else:
         shape = (m, problem.batch, *problem.output_spatial, G)
-        y = loop(count, add, zeros(shape, sums, x))
+        y = loop(count, add, zeros(shape, sums, x), routine=False)
     y = jnp.moveaxis(y.astype(problem.output_dtype), 0, -1)  # [N, *O, G, m]
     y = y.reshape(problem.batch, *problem.output_spatial, -1)
     return spec.laid_out(y)

@@ -21,7 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import axes_of, countable, unravel, windows
+from jaxconv.algorithms.windows import (
+    axes_of,
+    countable,
+    entries,
+    unravel,
+    windows,
+)
 from jaxconv.spec import ConvProblem
 
 
@@ -38,6 +44,7 @@ def run(
     batch, channel, depth, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, k_depth, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(batch, depth, *spatial, channel)
+    slices = entries(x.reshape(*x.shape[:2], -1))  # [N·I₁, (i⃗, c)]
     kernel = kernel.transpose(*taps, k_depth, in_feature, feature)
     kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])  # [*K, K₁·C, F]
     rank = len(spatial)
@@ -53,9 +60,9 @@ def run(
     )
 
     def slice_of(q: jax.Array) -> jax.Array:
-        n, o = unravel(q, (len(x), axes[0].outputs))
+        n, o = unravel(q, (problem.batch, axes[0].outputs))
         X = windows(
-            x.reshape(*x.shape[:2], -1),
+            slices,
             axes[:1],
             n,
             [o],

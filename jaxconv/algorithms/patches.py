@@ -27,6 +27,7 @@ from jaxconv.algorithms.windows import (
     blocks_of,
     coordinates,
     countable,
+    entries,
     loop,
     unravel,
     windows,
@@ -68,11 +69,11 @@ def run(
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     G = spec.feature_group_count
     x = x.transpose(batch, *spatial, channel)
-    x = x.reshape(*x.shape[:-1], G, -1)  # [N, *I, G, C/G]
+    x = entries(x.reshape(*x.shape[:-1], G, -1), 2)  # [N·I, G, C/G]
     kernel = kernel.transpose(*taps, in_feature, feature)
     f = kernel.shape[-1] // G
     kernel = kernel.reshape(-1, G, f).swapaxes(0, 1)  # [G, t·c, f]
-    positions = (len(x), *problem.output_spatial)
+    positions = (problem.batch, *problem.output_spatial)
     t, total = coordinates(axes, "taps"), math.prod(positions)
     row = max(kernel.shape[1], f) * problem.dtype.itemsize
     count, size = blocks_of(total, max(PATCHES // row, 1))

@@ -47,8 +47,7 @@ def run(
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     edges = [(0, 0, 0)] * x.ndim
     for place, axis in zip(spatial, axes, strict=True):
-        reach = axis.stride * (axis.outputs - 1) + axis.rhs_dilation * (axis.taps - 1)
-        edges[place] = (axis.low, reach + 1 - axis.size - axis.low, 0)
+        edges[place] = (axis.low, axis.reach - axis.size - axis.low, 0)
     # Reads that are fused with the padding have a branch for each entry.
     x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))
     kernel = kernel.transpose(*taps, in_feature, feature).astype(sums)  # [*K, 1, C]
