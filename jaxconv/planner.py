@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxconv import processor
 from jaxconv.algorithms import (
     by_image,
     channels_last,
@@ -30,6 +29,7 @@ from jaxconv.algorithms import (
     subpixel,
     swap,
 )
+from jaxconv.processor import Processor, this_processor
 from jaxconv.spec import ConvProblem
 
 SCATTER = 40
@@ -62,19 +62,27 @@ phases and 0.95 ms with three quarters of the terms zero.
 """
 
 LANES, SMALL = 16, 4
-"""Groups that fill a vector register; channels times features of a small group.
+"""Groups that fill a vector register; features of a small group.
 
-With 8 groups, 64 taps and 2 features each, 10.4 ms entry by entry and 6.4 ms by stock;
-with 32 groups of 4, 1.0 and 3.0 ms; with 32 groups of 8 channels and 8 features 65 and
-13.6 ms. Kernel gradients with 8 groups of one channel 26 and 12 ms.
+With 8 groups, 64 taps and 2 features each, 10.4 ms entry by entry and 6.4 ms by stock.
+Kernel gradients with 8 groups of one channel 26 and 12 ms.
 """
 
-BENEFIT = 0.8
-"""Estimates for groups are rough: what is not so much cheaper than XLA's is not chosen.
+WEIGHTS = 8
+"""Entries of a group's kernel up to which channels are summed entry by entry.
 
-Those for dense kernel gradients need no margin: over 334 random 3x3 and 5x5 ones the
-choice takes 1.04 times as long as the best in geometric mean, and stock 1.37 times as
-long as the choice.
+Of 130 random layers with several channels in each group, this was 0.4 to 40 times as
+fast as the best of the others with up to 8 such entries, 1.8 in geometric mean, and
+half as fast with 9 to 64 of them; with one feature in each group, 1.5 to 100 times as
+fast up to 64 (AMD EPYC with AVX-512).
+"""
+
+NEARLY = 0.9
+"""Estimates are rough: what is not so much cheaper than XLA's own is not chosen.
+
+Over 307 random dense kernel gradients on an AMD EPYC with AVX-512, the choice takes
+1.07 times as long as the best in geometric mean, and stock 1.6 times as long as it.
+With 0.7 it takes 1.12 times as long, with 1.2 1.09 times.
 """
 
 SLICE = 128
@@ -101,7 +109,7 @@ def plan(
     problem: ConvProblem,
     platform: str,
     devices: int = 1,
-    vector_bits: int | None = None,
+    processor: Processor | None = None,
 ) -> Plan:
     """Choose the algorithm for `problem` on `platform`.
 
@@ -109,7 +117,7 @@ def plan(
       problem: what is to be computed.
       platform: "cpu", or anything else for the platforms without measured rules.
       devices: over how many the program is partitioned by XLA.
-      vector_bits: 256 or 512, of the processor's vectors; None for this machine's.
+      processor: whose costs count; None for this machine's.
 
     Returns:
       The plan. Algorithms leave smaller convolutions, which are planned in turn.
@@ -128,8 +136,7 @@ def plan(
     if not problem.is_static:
         chosen = Plan("direct", "a symbolic size cannot be planned")
     else:
-        bits = processor.vector_bits() if vector_bits is None else vector_bits
-        chosen = _static_plan(problem, platform, devices, bits)
+        chosen = _static_plan(problem, platform, devices, processor or this_processor())
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
     if chosen.algorithm == "direct" and _is_routine(problem, platform, devices):
@@ -139,7 +146,7 @@ def plan(
 
 @functools.lru_cache(maxsize=4096)
 def _static_plan(
-    problem: ConvProblem, platform: str, devices: int, vector_bits: int
+    problem: ConvProblem, platform: str, devices: int, processor: Processor
 ) -> Plan:
     """`plan` for problems of known sizes, whose hashes and comparisons are sound."""
     if platform != "cpu":
@@ -147,7 +154,7 @@ def _static_plan(
     if problem.out_sharding is not None:
         return Plan("direct", "explicitly sharded: XLA partitions its own convolution")
     if devices == 1:
-        gradient = functools.partial(_gradient, vector_bits=vector_bits)
+        gradient = functools.partial(_gradient, processor=processor)
         for rule in (_product, _depthwise, gradient, _grouped, _dilated, _deep):
             found = rule(problem)
             if found is not None and found.algorithm == "subpixel":
@@ -164,10 +171,11 @@ def _product(problem: ConvProblem) -> Plan | None:
     Pointwise layers: 1.2 to 3 times as fast as stock; 0.73 for 256 to 96 channels with
     the channels first.
     """
-    y_axes = problem.spec.dimension_numbers.out_spec
-    in_order = y_axes[0] == 0 and y_axes[1] == len(y_axes) - 1
+    terms = problem.channels * math.prod(problem.kernel_spatial)
+    if terms > patches_gradient.CHAIN and _is_kernel_gradient(problem):
+        return None  # many images: added up block by block, their sum is more accurate
     small = 4 * math.prod(problem.output_shape) <= math.prod(problem.x_shape)
-    if product.applies(problem) and (in_order or small):
+    if product.applies(problem) and (product.in_order(problem) or small):
         return Plan("product", "a matrix product as it stands")
     return None
 
@@ -188,17 +196,27 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     in_a_row = x_axes[-1] == len(x_axes) - 1 and spec.window_strides[-1:] == (1,)
     if shifts.applies(problem) and in_a_row:
         return Plan("shifts", "one channel per group, added up along a spatial axis")
+    taps = math.prod(problem.kernel_spatial)
+    weights = taps * problem.channels * problem.features // G
     alone = problem.channels * problem.features == G
-    few_taps = math.prod(problem.kernel_spatial) <= 2 * LANES
+    few_taps = taps <= 2 * LANES
     fills = G >= LANES or alone or few_taps
-    few_zeros = few_taps or math.prod(spec.lhs_dilation) <= ZEROS
-    small = problem.channels * problem.features <= SMALL * G
+    dilation = math.prod(spec.lhs_dilation)
+    read_zeros = dilation <= ZEROS and taps <= depthwise.TERMS
+    few_zeros = dilation == 1 or few_taps or read_zeros
+    single = problem.features == G and weights <= depthwise.TERMS
+    small = problem.channels == 1 or weights <= WEIGHTS or single
     if depthwise.applies(problem) and small and fills and few_zeros:
         return Plan("depthwise", "few channels per group, summed tap by tap")
     return None
 
 
-def _gradient(problem: ConvProblem, vector_bits: int) -> Plan | None:
+def _is_kernel_gradient(problem: ConvProblem) -> bool:
+    """Its channels, which are the images of the layer, stand outermost."""
+    return problem.spec.dimension_numbers.lhs_spec[1] == 0
+
+
+def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
     """Windows with more points than the output has: kernel gradients.
 
     Which is the fastest depends on channels, features, images and cache as the costs
@@ -214,20 +232,18 @@ def _gradient(problem: ConvProblem, vector_bits: int) -> Plan | None:
         if depthwise_gradient.applies(problem) and problem.features < LANES:
             return None  # few pairs, in at most two dimensions
         return Plan("patches_gradient", "XLA:CPU computes all pairs of batch groups")
-    # A kernel gradient has its channels, which are the images, outermost.
-    of_layer = spec.dimension_numbers.lhs_spec[1] == 0
-    if outputs >= (16 * taps if of_layer else taps / 4):
+    if outputs >= (16 * taps if _is_kernel_gradient(problem) else taps / 4):
         return None
-    if math.prod(problem.output_spatial) == 1:
+    if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
         return Plan("patches_gradient", "a product of strided entries")
     costs = {
-        "direct": direct.gradient_cost(problem, vector_bits),
-        "patches_gradient": patches_gradient.cost(problem, vector_bits),
+        "direct": NEARLY * direct.gradient_cost(problem, processor),
+        "patches_gradient": patches_gradient.cost(problem, processor),
     }
-    if max(spec.window_strides) == max(spec.rhs_dilation) == 1:
+    if max(spec.rhs_dilation) == 1:
         # Else the swapped input would be dilated.
         exchanged = swap.swapped_problem(problem)
-        costs["swap"] = patches_gradient.cost(exchanged, vector_bits)
+        costs["swap"] = patches_gradient.cost(exchanged, processor)
     return _cheapest(costs)
 
 
@@ -238,7 +254,7 @@ def _grouped(problem: ConvProblem) -> Plan | None:
         return None
     if problem.channels == 1:
         return None  # stock 8.6 ms, the others 12: 9x9, 8 groups of one channel
-    costs = {"direct": BENEFIT * direct.grouped_cost(problem)}
+    costs = {"direct": NEARLY * direct.grouped_cost(problem)}
     if patches.applies(problem):
         costs["patches"] = patches.cost(problem)
     if per_group.applies(problem):
@@ -268,7 +284,7 @@ def _dilated(problem: ConvProblem) -> Plan | None:
 def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
     """By blocks of images where the phases, before they interleave, are too large."""
     size = math.prod(problem.output_shape) * problem.dtype.itemsize
-    if size > 2 * by_image.BLOCK and by_image.applies(problem):
+    if 2 * size > 3 * by_image.BLOCK and by_image.applies(problem):
         return Plan("by_image", f"bounds the memory of {chosen.algorithm}")
     return chosen
 

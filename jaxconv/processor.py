@@ -1,25 +1,39 @@
 """What the planner knows of the processor that a program for the CPU will run on."""
 
+import enum
 import functools
 
-WIDE = 512
-"""Bits of the widest vectors of x86 processors with AVX-512."""
+
+class Processor(enum.Enum):
+    """Kinds of processors on which costs were measured.
+
+    Those of one kind have vectors of the same width, and caches beyond a core's own of
+    about the same speed, on which it depends which of two routines is the faster.
+    """
+
+    NARROW = "vectors of 256 bits: an AMD EPYC of the third generation"
+    WIDE = "vectors of 512 bits: an Intel Xeon"
+    WIDE_AMD = "vectors of 512 bits: an AMD EPYC of the fifth generation"
 
 
 @functools.cache
-def vector_bits() -> int:
-    """Bits of this machine's vectors: 512 with AVX-512, else 256.
+def this_processor() -> Processor:
+    """The kind that this machine's processor is nearest to.
 
     XLA:CPU's own routines gain most by wide vectors. Where the operating system does
     not list what the processor can do, the narrower ones are assumed.
 
     Example:
-      >>> vector_bits() in (256, 512)
+      >>> this_processor() in Processor
       True
     """
     try:
         with open("/proc/cpuinfo") as lines:
-            flags = next((line for line in lines if line.startswith("flags")), "")
+            told = dict(line.split(":", 1) for line in lines if ":" in line)
     except OSError:
-        flags = ""
-    return WIDE if "avx512f" in flags.split() else 256
+        return Processor.NARROW
+    entries = {name.strip(): value.split() for name, value in told.items()}
+    if "avx512f" not in entries.get("flags", []):
+        return Processor.NARROW
+    amd = "AuthenticAMD" in entries.get("vendor_id", [])
+    return Processor.WIDE_AMD if amd else Processor.WIDE

@@ -28,6 +28,7 @@ from jaxconv.bench import ROLES, layer
 from jaxconv.bench.regret import problem_of as problem_in
 from jaxconv.cases import CASES, random_case
 from jaxconv.planner import plan
+from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 from jaxconv.testing import reference_conv
 
@@ -66,7 +67,8 @@ def blocks(request):
 def small_blocks(monkeypatch):
     """Blocks so small that there are many, the last of them moved back."""
     for module, constant, size in (
-        (depthwise, "TERMS", 4),
+        (depthwise, "TERMS", 3),
+        (depthwise, "BLOCK", 3),
         (depthwise_gradient, "SUMS", 64),
         (patches, "PATCHES", 256),
         (patches_gradient, "PATCHES", 256),
@@ -216,7 +218,12 @@ LAYERS = {
     "3d.s2": layer("", 1, (32, 32, 32), 32, 64, (2, 2, 2), strides=2),
     "4d": layer("", 1, (8, 8, 8, 8), 16, 16, (3, 3, 3, 3)),
     "3x3.to-few": layer("", 1, (32, 32), 256, 16, (3, 3), padding=(1, 1)),
+    "large": layer("", 2, (56, 56), 64, 64, (31, 31), groups=64, padding=(15, 15)),
+    "3d.dw5s2": layer("", 1, (32, 32, 32), 16, 16, (5, 5, 5), strides=2, groups=16,
+                      padding=(2, 2)),
+    "1x1.many": layer("", 8, (56, 56), 64, 256, (1, 1)),
 }  # fmt: skip
+WELL_RUN = ("dense", "stem", "dense.nchw")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +246,9 @@ LAYERS = {
         ("3d.s2", "fold_depth", "subpixel", "patches_gradient"),
         ("4d", "patches", "patches", "patches_gradient"),
         ("3x3.to-few", "direct", "channels_last", "swap"),
+        ("large", "depthwise", "depthwise", "depthwise_gradient"),
+        ("3d.dw5s2", "depthwise", "subpixel", "depthwise_gradient"),
+        ("1x1.many", "product", "product", "patches_gradient"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(
@@ -247,8 +257,12 @@ def test_what_was_measured_to_be_fast_is_planned(
     expected = (forward, input_gradient, kernel_gradient)
     for role, algorithm in zip(ROLES, expected, strict=True):
         problem = problem_in(LAYERS[name], role, jnp.float32)
-        for bits in (256, 512):
-            assert plan(problem, "cpu", vector_bits=bits).algorithm == algorithm, role
+        for kind in Processor:
+            # Wide vectors and fast caches: XLA's own routine is as fast as any.
+            own = kind is Processor.WIDE_AMD and role == "kernel_gradient"
+            fast = "channels_last" if own and name in WELL_RUN else algorithm
+            chosen = plan(problem, "cpu", processor=kind).algorithm
+            assert chosen == fast, (role, kind)
         # What XLA partitions by itself is left to it, and so are other platforms.
         partitioned = plan(problem, "cpu", devices=4).algorithm
         assert partitioned in ("direct", "subpixel", "crop")

@@ -13,6 +13,7 @@ from jax import lax
 
 import jaxconv.lax
 from jaxconv.bench import ROLES, SUITES, ZOO, compare, layer, random_layer, report
+from jaxconv.bench.accuracy import error_ratio
 from jaxconv.bench.machine import Machine
 from jaxconv.bench.measure import SLACK, Row, cost, measure, operands, program
 from jaxconv.bench.peer import Peer
@@ -84,6 +85,28 @@ def test_the_zoo_has_the_layers_of_the_field():
     assert flops == 2 * 16**3 * 64 * 32 * 8
 
 
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_errors_are_judged_on_a_part_of_the_layer(case):
+    x, kernel = operands(case, "forward", jnp.float32)
+    g, _ = operands(case, "input_gradient", jnp.float32)
+    results = reference_conv_vjp(x, kernel, g, **case.geometry)
+    given = {
+        "forward": (x, kernel),
+        "input_gradient": (g, kernel),
+        "kernel_gradient": (x, g),
+    }
+    for role, result in zip(ROLES, results, strict=True):
+        right = result.astype(np.float32)
+        scale = np.abs(right).max()
+        once, thrice = right + scale, right + 3 * scale
+        assert error_ratio(case, role, given[role], right, right) == 1
+        assert math.isclose(
+            error_ratio(case, role, given[role], once, thrice), 3, rel_tol=1e-4
+        )
+        # What is wrong by less than rounding counts as rounding.
+        assert error_ratio(case, role, given[role], right, once) > 1e5
+
+
 def test_programs_run_in_turn_and_ties_are_measured_for_longer():
     runs = []
 
@@ -126,7 +149,7 @@ def test_hopeless_programs_run_once():
 
 
 def test_ratios_of_a_row():
-    row = Row("a", "forward", timing(4.0, temporary=SLACK), timing(2.0), 10, 10)
+    row = Row("a", "forward", timing(4.0, temporary=SLACK), timing(2.0), 10, 10, 1.0)
     assert row.speedup == 2
     assert row.compile_ratio == 1
     assert row.memory_ratio == 0.01
@@ -136,9 +159,9 @@ def test_ratios_of_a_row():
 
 def test_summary_has_geomean_worst_and_where():
     rows = [
-        Row("a", "forward", timing(8.0), timing(2.0), 1, 1, peer=1.0),
-        Row("a", "input_gradient", timing(1.0), timing(1.0), 1, 1, peer=5.0),
-        Row("b", "forward", timing(1.0), timing(2.0), 1, 1, peer=1.0),
+        Row("a", "forward", timing(8.0), timing(2.0), 1, 1, 0.5, peer=1.0),
+        Row("a", "input_gradient", timing(1.0), timing(1.0), 1, 1, 2.0, peer=5.0),
+        Row("b", "forward", timing(1.0), timing(2.0), 1, 1, 0.5, peer=1.0),
     ]
     told = report.summary(rows)
     mean, worst, where = told["speed-up over stock"]
@@ -182,7 +205,12 @@ def test_bench_prints_and_writes(small, tmp_path, capsys):
     arguments = ["bench", "--json", str(out), "--plot", str(picture), "--only", "a,c"]
     assert main([*arguments, "--roles", "forward,kernel_gradient"]) == 0
     printed = capsys.readouterr().out
-    for text in ("speed-up over stock: geomean", "compile time over", "memory over"):
+    for text in (
+        "speed-up over stock: geomean",
+        "compile time over",
+        "memory over",
+        "error over stock's: geomean",
+    ):
         assert text in printed
     kept = json.loads(out.read_text())
     assert kept["complete"] is True

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.processor import WIDE
+from jaxconv.algorithms.windows import transposed
+from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem, is_static
 
 
@@ -23,56 +24,69 @@ def applies(problem: ConvProblem) -> bool:
     return True
 
 
-def gradient_cost(problem: ConvProblem, vector_bits: int) -> float:
+def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     """Seconds, about, of a dense kernel gradient by XLA:CPU.
 
     It packs the cotangent as the weights of a convolution whose features fill vectors
     and whose channels are the layer's images. Windows of few images are read slowly,
     three dimensions much more so, and a dilated input, as of transposed layers, most:
-    it has no routine for those. With vectors of 512 bits it has faster ones while the
-    weights stay in the cache of a core. Fitted as the cost of `patches_gradient` is.
+    it has no routine for those, nor for windows that are larger than the input. Fitted
+    as the cost of `patches_gradient` is.
     """
-    spec, rank = problem.spec, len(problem.x_spatial)
-    window = problem.channels * math.prod(problem.kernel_spatial)
-    entries = window * problem.batch * math.prod(problem.output_spatial)
-    if max(spec.lhs_dilation) > 1:
-        return 2 * entries * problem.features / 9e9
-    lanes = vector_bits // 32
-    flops = 2 * entries * -(-problem.features // lanes) * lanes
-    if vector_bits < WIDE:
+    rank, points = len(problem.x_spatial), math.prod(problem.kernel_spatial)
+    window = problem.channels * points
+    rows = problem.batch * math.prod(problem.output_spatial)
+    exceeds = any(
+        taps > size
+        for taps, size in zip(problem.kernel_spatial, problem.x_spatial, strict=True)
+    )
+    if exceeds or max(problem.spec.lhs_dilation) > 1:
+        return 2 * rows * window * problem.features / (4e9 if exceeds else 9e9)
+    lanes = 8 if processor is Processor.NARROW else 16
+    flops = 2 * rows * window * -(-problem.features // lanes) * lanes
+    if processor is Processor.NARROW:
         read = {1: 0.0, 2: 0.9e-9 / problem.channels}.get(rank, 4.4e-9)
         rate = {1: 100e9, 2: 55e9}.get(rank, 40e9)
         packed = 0.9e-9 * window * problem.features
         # Some are ten times slower than this, so that only half of it is believed.
-        return 2 * (8e-5 + packed + read * entries + flops / rate)
+        return 2 * (8e-5 + packed + read * rows * window + flops / rate)
+    if processor is Processor.WIDE_AMD:
+        moved = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
+        if rank == 1:
+            read = 1.1e-9 + 0.19e-9 * max(problem.channels / 4, 1)
+            return 2.3e-5 + read * rows * points + flops / 450e9 + 0.3e-9 * moved
+        if rank == 2:
+            return 3.4e-5 + 0.8e-9 * rows * points + flops / 265e9 + 0.5e-9 * moved
+        return 3.9e-5 + 5.7e-9 * rows * window + flops / 310e9 + 0.7e-9 * moved
+    # There are faster routines while the weights stay in the cache of a core.
     cached = 4 * window * problem.features <= 1.61e6
     if rank == 1:
         rate = 250e9
     elif rank > 2:
         rate = 20e9
-    elif max(*spec.rhs_dilation, *spec.window_strides) > 1:
+    elif max(*problem.spec.rhs_dilation, *problem.spec.window_strides) > 1:
         rate = 200e9 if cached else 75e9
     else:
         rate = 250e9 if cached else 32e9
     read = 0.06e-9 + (2.4e-9 if problem.features <= 24 else 0.37e-9) / problem.channels
     read *= {1: 0.25, 2: 1}.get(rank, 10)
-    return 7e-5 + read * entries + flops / rate
+    return 7e-5 + read * rows * window + flops / rate
 
 
 def grouped_cost(problem: ConvProblem) -> float:
     """Seconds, about, of a grouped convolution by XLA:CPU.
 
-    10 √C GFLOP/s, where C is a group's channels and its features fill vectors of 16;
-    an eighth of that with three axes, which it has no routine for. Fitted as the cost
-    of `patches` is.
+    It reads windows group by group, 4 ns a tap, and a group's features fill vectors of
+    16. It has no routine for three axes. Fitted as the cost of `patches` is.
     """
     G = problem.spec.feature_group_count
-    flops = 2 * problem.batch * math.prod(problem.output_spatial)
-    flops *= problem.channels * math.prod(problem.kernel_spatial)
-    flops *= G * (-(-problem.features // G // 16) * 16)
-    rate = 10e9 * math.sqrt(problem.channels) / (8 if len(problem.x_spatial) > 2 else 1)
-    moved = math.prod(problem.x_shape) + math.prod(problem.output_shape)
-    return 2e-5 + flops / rate + 4 * moved / 8e9
+    reads = problem.batch * math.prod(problem.output_spatial) * G
+    reads *= math.prod(problem.kernel_spatial)
+    flops = 2 * reads * problem.channels * (-(-problem.features // G // 16) * 16)
+    rate = 175e9 if len(problem.x_spatial) < 3 else 8.6e9
+    size = math.prod(problem.x_shape) + math.prod(problem.output_shape)
+    copied = 0.2e-9 * size + 0.35e-9 * transposed(problem)
+    return 4.3e-5 + 1.7e-6 * G + 3.7e-9 * reads + flops / rate + copied
 
 
 def run(

@@ -29,6 +29,7 @@ from jaxconv.algorithms.windows import (
     countable,
     entries,
     loop,
+    transposed,
     unravel,
     windows,
     zeros,
@@ -45,19 +46,22 @@ def applies(problem: ConvProblem) -> bool:
 
 
 def cost(problem: ConvProblem) -> float:
-    """Seconds, about, for groups: 0.9 ns per entry of X and 200 GFLOP/s.
+    """Seconds, about, for groups: entries of X and runs of them, products, the loop.
 
-    Entries cost thrice as much where F/G is 1. Fitted to 40 grouped layers of 1 to 3
-    axes and 2 to 32 groups on 2 cores of an Intel Xeon and 20 on an AMD EPYC, jax
-    0.12.0.1, float32, like the other costs of groups.
+    Fitted, like the other costs of groups, to 182 random grouped layers of 1 to 3 axes
+    and 2 to 32 groups on 2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1, float32.
     """
     G = problem.spec.feature_group_count
-    entries = problem.batch * math.prod(problem.output_spatial) * G
-    entries *= problem.channels * math.prod(problem.kernel_spatial)
-    slow = 3.0 if problem.features == G else 1.0
-    written = 4 * math.prod(problem.output_shape) / 6e9
-    flops = 2 * entries * problem.features // G
-    return 1e-4 + 0.9e-9 * slow * entries + flops / 200e9 + written
+    rows = problem.batch * math.prod(problem.output_spatial)
+    reads = rows * math.prod(problem.kernel_spatial) * G
+    entries, f = reads * problem.channels, problem.features // G
+    row = 4 * max(entries // (rows * G), f)
+    count, _ = blocks_of(rows, max(PATCHES // row, 1))
+    flops = 2 * entries * (0.2 * f + 0.8 * (-(-f // 16) * 16))
+    written = 0.2e-9 * math.prod(problem.output_shape) + 2e-9 * rows * G
+    entry = 0.33e-9 if f > 1 else 1.5e-9  # the product is with a vector
+    copied = 0.33e-9 * reads + entry * entries + 0.53e-9 * transposed(problem)
+    return 3.3e-5 + 0.94e-6 * count * G + copied + flops / 310e9 + written
 
 
 def run(

@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
+from jaxconv.algorithms.windows import (
+    block,
+    blocks_of,
+    countable,
+    loop,
+    transposed,
+    zeros,
+)
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20
@@ -32,20 +39,20 @@ def applies(problem: ConvProblem) -> bool:
 
 
 def cost(problem: ConvProblem) -> float:
-    """Seconds, about: x and y transposed at 2.5 GB/s, convolutions at 200 GFLOP/s.
+    """Seconds, about: x and y transposed, windows read, and something for each group.
 
-    Runs of fewer than 4 channels are transposed so much more slowly, windows of fewer
-    than 8 are read at 8 ns a tap, and the features of a group fill vectors of 16.
-    Fitted as the cost of `patches` is.
+    Runs of fewer than 4 channels are transposed so much more slowly, and windows of
+    fewer than 8 are read more slowly. Fitted as the cost of `patches` is.
     """
     G = problem.spec.feature_group_count
-    moved = math.prod(problem.x_shape) / min(1.0, problem.channels / 4)
-    moved += math.prod(problem.output_shape) / min(1.0, problem.features / G / 4)
+    moved = 0.53e-9 * math.prod(problem.x_shape) / min(1.0, problem.channels / 4)
+    f = problem.features / G
+    moved += 0.64e-9 * math.prod(problem.output_shape) / min(1.0, f / 4)
+    moved += 0.25e-9 * transposed(problem)
     reads = problem.batch * math.prod(problem.output_spatial) * G
     reads *= math.prod(problem.kernel_spatial)
-    flops = 2 * reads * problem.channels * (-(-problem.features // G // 16) * 16)
-    slow = 8e-9 * reads if problem.channels < 8 else 0.0
-    return 3e-5 * G + 4 * moved / 2.5e9 + slow + flops / 200e9
+    read = 0.7e-9 + 0.14e-9 * problem.channels + (1e-9 if problem.channels < 8 else 0.0)
+    return 2.1e-5 + 2.8e-6 * G + moved + read * reads
 
 
 def run(

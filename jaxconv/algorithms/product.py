@@ -46,39 +46,56 @@ def applies(problem: ConvProblem) -> bool:
     )
 
 
+def _features_first(problem: ConvProblem) -> bool:
+    """Whether features stand before the batch in y: k is the first factor then."""
+    y_axes = problem.spec.dimension_numbers.out_spec
+    return y_axes[1] < y_axes[0]
+
+
+def _order(problem: ConvProblem) -> list[int | None]:
+    """For each axis of y its place in the product, or None if it has one output."""
+    x_axes, _, y_axes = problem.spec.dimension_numbers
+    kept = [0, *(i for i, axis in enumerate(axes_of(problem), 2) if _is_kept(axis))]
+    # The product has what is left of x in its order, and the features on one side.
+    left = sorted(x_axes[i] for i in kept)
+    features_first = _features_first(problem)
+    order: list[int | None] = [None] * len(x_axes)
+    for i in kept:
+        order[y_axes[i]] = left.index(x_axes[i]) + features_first
+    order[y_axes[1]] = 0 if features_first else len(left)
+    return order
+
+
+def in_order(problem: ConvProblem) -> bool:
+    """Whether the product need not be transposed."""
+    places = [place for place in _order(problem) if place is not None]
+    return places == sorted(places)
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Contract the channels and the summed axes."""
-    x_axes, kernel_axes, y_axes = problem.spec.dimension_numbers
+    x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     kept = [_is_kept(axis) for axis in axes_of(problem)]
-    kernel = lax.squeeze(
-        kernel, [a for a, keep in zip(kernel_axes[2:], kept, strict=True) if keep]
-    )
-    squeezed = {
-        axis: axis
-        - sum(a < axis for a, keep in zip(kernel_axes[2:], kept, strict=True) if keep)
-        for axis in kernel_axes
-    }
-    summed = [i for i, keep in enumerate(kept, 2) if not keep]
+    single = [a for a, keep in zip(kernel_axes[2:], kept, strict=True) if keep]
+    kernel = lax.squeeze(kernel, single)
+    summed = [1, *(i for i, keep in enumerate(kept, 2) if not keep)]
     contracted = (
-        [x_axes[i] for i in (1, *summed)],
-        [squeezed[kernel_axes[i]] for i in (1, *summed)],
+        [x_axes[i] for i in summed],
+        [kernel_axes[i] - sum(a < kernel_axes[i] for a in single) for i in summed],
     )
+    factors, precision = (x, kernel), problem.precision
+    if _features_first(problem):
+        factors, contracted = (kernel, x), contracted[::-1]
+        # A pair of precisions is of x and of the kernel.
+        precision = precision[::-1] if isinstance(precision, tuple) else precision
     y = lax.dot_general(
-        x,
-        kernel,
+        *factors,
         (contracted, ((), ())),
-        precision=problem.precision,
+        precision=precision,
         preferred_element_type=accumulator(problem),
     ).astype(problem.output_dtype)
-    # The result has what is left of x in its order, then the features.
-    left = sorted({*range(x.ndim)} - {*contracted[0]})
-    source = {axis: place for place, axis in enumerate(left)}
-    order: list[int | None] = [None] * x.ndim
-    order[y_axes[0]], order[y_axes[1]] = source[x_axes[0]], len(left)
-    for i, keep in enumerate(kept, 2):
-        if keep:
-            order[y_axes[i]] = source[x_axes[i]]
+    order = _order(problem)
     y = y.transpose([place for place in order if place is not None])
     return lax.expand_dims(y, [a for a, place in enumerate(order) if place is None])

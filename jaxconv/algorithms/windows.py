@@ -140,7 +140,13 @@ def windows(
     else:
         sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
         linear = _linear((batch, *found, *blocks), sizes, rank)
-        X = entries(x).at[linear].get(mode="promise_in_bounds")
+        X = lax.gather(
+            entries(x),
+            linear[..., None],
+            lax.GatherDimensionNumbers((rank,), (0,), (0,)),
+            (1, x.shape[-1]),
+            mode="promise_in_bounds",
+        )
     return jnp.where(_of_rank(there, X.ndim), X, jnp.zeros((), x.dtype))
 
 
@@ -244,6 +250,14 @@ def countable(problem: ConvProblem) -> bool:
         and problem.out_sharding is None
         and all(0 < math.prod(shape) < 2**31 for shape in sizes)
     )
+
+
+def transposed(problem: ConvProblem) -> int:
+    """Entries of x and of y whose channels do not stand last."""
+    x_axes, _, y_axes = problem.spec.dimension_numbers
+    last = len(x_axes) - 1
+    moved = 0 if x_axes[1] == last else math.prod(problem.x_shape)
+    return moved + (0 if y_axes[1] == last else math.prod(problem.output_shape))
 
 
 def blocks_of(total: int, size: int) -> tuple[int, int]:

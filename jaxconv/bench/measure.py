@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxconv.lax
+from jaxconv.bench.accuracy import error_ratio
 from jaxconv.bench.timing import Timing, compare
 from jaxconv.cases import ConvCase
 from jaxconv.testing import draw
@@ -31,6 +32,7 @@ class Row(NamedTuple):
       jaxconv: of the same by `jaxconv.lax`.
       flops: additions and multiplications that the sum asks for, padding included.
       bytes: of the two operands and the result.
+      error: jaxconv's error over stock's, as `jaxconv.bench.accuracy` takes it.
       peer: seconds that another library took, or None.
     """
 
@@ -40,6 +42,7 @@ class Row(NamedTuple):
     jaxconv: Timing
     flops: int
     bytes: int
+    error: float
     peer: float | None = None
 
     @property
@@ -136,7 +139,13 @@ def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) 
         "jaxconv": jaxconv.lax.conv_general_dilated,
     }
     programs = {name: program(conv, case, role, dtype) for name, conv in convs.items()}
-    timings = compare(programs, operands(case, role, dtype), **timing)
+    given, results = operands(case, role, dtype), {}
+    timings = compare(programs, given, judge=results.__setitem__, **timing)
     return Row(
-        case.name, role, timings["stock"], timings["jaxconv"], *cost(case, dtype)
+        case.name,
+        role,
+        timings["stock"],
+        timings["jaxconv"],
+        *cost(case, dtype),
+        error_ratio(case, role, given, results["stock"], results["jaxconv"]),
     )

@@ -48,6 +48,7 @@ def summary(rows: Sequence[Row]) -> dict[str, tuple[float, float, str]]:
             {_name(row): row.memory_ratio for row in rows},
             max,
         ),
+        "error over stock's": ({_name(row): row.error for row in rows}, max),
         "time over the peer's": (over_peer(rows), max),
     }
     return {
@@ -100,7 +101,7 @@ def table(machine: Machine, rows: Sequence[Row]) -> Any:
     for column in ("layer", "role"):
         told.add_column(column, overflow="fold")
     columns = ["stock ms", "(median)", "jaxconv ms", "(median)", "speed-up"]
-    columns += ["GFLOP/s", "GB/s", "compile", "memory"]
+    columns += ["GFLOP/s", "GB/s", "compile", "memory", "error"]
     columns += ["peer ms"] if any(row.peer for row in rows) else []
     for column in columns:
         told.add_column(column, justify="right")
@@ -118,6 +119,7 @@ def table(machine: Machine, rows: Sequence[Row]) -> Any:
             f"{bytes_ / 1e9:.1f} ({bytes_ / machine.copy:.0%})",
             f"{row.compile_ratio:.1f}",
             f"{row.memory_ratio:.2f}",
+            f"{row.error:.2f}",
         ]
         if row.peer is not None:
             cells.append(f"{1e3 * row.peer:.2f}")

@@ -43,6 +43,7 @@ def compare(
     rounds: int = 9,
     seconds: float = 3.0,
     hopeless: float = math.inf,
+    judge: Callable[[str, Any], None] | None = None,
 ) -> dict[str, Timing]:
     """Compile each program, then time them in turn.
 
@@ -55,6 +56,7 @@ def compare(
         slower than the first, after four times as much.
       hopeless: a program whose first run, or the second after a short one, takes more
         than this many times the shortest is not run again.
+      judge: is handed the name and the result of each program, once.
 
     Returns:
       A timing for each.
@@ -69,6 +71,8 @@ def compare(
     for name, program in programs.items():
         compiled[name], compile_times[name] = _compile(program, operands)
         first_runs[name] = _run(compiled[name], operands)  # not counted: it warms up
+        if judge is not None:
+            judge(name, compiled[name](*operands))
         if first_runs[name] < SETTLING and hopeless < math.inf:
             first_runs[name] = _run(compiled[name], operands)
     shortest = min(first_runs.values())

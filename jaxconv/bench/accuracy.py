@@ -1,0 +1,106 @@
+"""How far a result is from the sum itself, on a part of it that NumPy adds up.
+
+A layer's role is a sum for each of its entries, so that some of them can be judged
+alone: those of one image, or for kernel gradients of a few channels and features, of
+one group. Such a part is a smaller layer, whose sums are taken in float64.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconv.arguments import Caller, conv_spec
+from jaxconv.cases import ConvCase
+from jaxconv.testing import reference_conv_vjp
+
+FEW = 4
+"""Channels or features of a part, where the sum does not run over them."""
+
+_OPERANDS = {
+    "forward": ("x", "kernel"),
+    "input_gradient": ("g", "kernel"),
+    "kernel_gradient": ("x", "g"),
+}
+_RESULT = {"forward": "g", "input_gradient": "x", "kernel_gradient": "kernel"}
+
+
+def error_ratio(
+    case: ConvCase, role: str, operands: Sequence[Any], stock: Any, other: Any
+) -> float:
+    """Largest error of `other` over that of `stock`, on a part of the result.
+
+    Errors below half a unit in the last place of the largest entry, to which any result
+    is rounded, count as that.
+
+    Args:
+      case: the layer.
+      role: one of `jaxconv.bench.measure.ROLES`.
+      operands: of the role.
+      stock: the result that is compared with.
+      other: the result to judge.
+
+    Example:
+      >>> from jaxconv.bench.zoo import layer
+      >>> case = layer("", 1, (2,), 1, 1, (1,))
+      >>> x, kernel = np.ones((1, 2, 1)), np.ones((1, 1, 1))
+      >>> error_ratio(case, "forward", (x, kernel), x + 0.1, x - 0.2)
+      2.0
+    """
+    axes = conv_spec(
+        Caller("bench"), case.x_shape, case.kernel_shape, **case.geometry
+    ).dimension_numbers
+    taken = _taken(case, role, axes)
+    parts = {
+        name: np.asarray(array)[taken[name]].astype(float)
+        for name, array in zip(_OPERANDS[role], operands, strict=True)
+    }
+    shapes = {"x": case.x_shape, "kernel": case.kernel_shape}
+    for name, shape in shapes.items():  # what the role does not depend on
+        if name not in parts:
+            parts[name] = np.zeros(np.broadcast_to(0.0, shape)[taken[name]].shape)
+    geometry = {**case.geometry, "feature_group_count": 1}
+    reference = reference_conv_vjp(
+        parts["x"], parts["kernel"], parts.get("g"), **geometry
+    )[list(_OPERANDS).index(role)]
+    own = taken[_RESULT[role]]
+    least = float(jnp.finfo(stock.dtype).eps) / 2 * np.abs(reference).max()
+    errors = [
+        max(np.abs(np.asarray(result)[own].astype(float) - reference).max(), least)
+        for result in (stock, other)
+    ]
+    return float(round(errors[1] / errors[0], 6))
+
+
+def _taken(case: ConvCase, role: str, axes: Any) -> dict[str, tuple]:
+    """The part of x, of the kernel and of g (as of y) that a part of the role needs."""
+    (batch, channel, *_), (feature, in_feature, *_), (y_batch, y_feature, *_) = axes
+    groups = case.feature_group_count
+    channels, features = case.kernel_shape[in_feature], case.kernel_shape[feature]
+    group, features = groups // 2, features // groups
+    images = slice(None)
+    if role != "kernel_gradient":
+        image = case.x_shape[batch] // 2
+        images = slice(image, image + 1)
+    own_channels = channels if role == "forward" else min(channels, FEW)
+    own_features = features if role == "input_gradient" else min(features, FEW)
+
+    def at(places: dict[int, slice]) -> tuple:
+        return tuple(places.get(i, slice(None)) for i in range(len(case.x_shape)))
+
+    return {
+        "x": at({batch: images, channel: _first(group * channels, own_channels)}),
+        "kernel": at(
+            {
+                feature: _first(group * features, own_features),
+                in_feature: _first(0, own_channels),
+            }
+        ),
+        "g": at({y_batch: images, y_feature: _first(group * features, own_features)}),
+    }
+
+
+def _first(start: int, count: int) -> slice:
+    """So many from there on."""
+    return slice(start, start + count)
