@@ -184,8 +184,8 @@ def test_other_platforms_get_the_stock_program():
         ("3d.transposed", "subpixel"),
         ("2d.depthwise", "depthwise"),
         ("2d.negative", "crop"),
-        ("2d.1x1", "product"),
-        ("2d.whole-window", "product"),
+        ("2d.1x1", "direct"),
+        ("2d.whole-window", "direct"),
         ("4d.valid", "patches"),
         ("2d.no-output", "empty"),
     ],
@@ -221,7 +221,6 @@ LAYERS = {
     "large": layer("", 2, (56, 56), 64, 64, (31, 31), groups=64, padding=(15, 15)),
     "3d.dw5s2": layer("", 1, (32, 32, 32), 16, 16, (5, 5, 5), strides=2, groups=16,
                       padding=(2, 2)),
-    "1x1.many": layer("", 8, (56, 56), 64, 256, (1, 1)),
 }  # fmt: skip
 WELL_RUN = ("dense", "stem", "dense.nchw")
 
@@ -248,7 +247,6 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("3x3.to-few", "direct", "channels_last", "swap"),
         ("large", "depthwise", "depthwise", "depthwise_gradient"),
         ("3d.dw5s2", "depthwise", "subpixel", "depthwise_gradient"),
-        ("1x1.many", "product", "product", "patches_gradient"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(

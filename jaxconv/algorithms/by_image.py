@@ -44,9 +44,10 @@ def run(
     count, size = blocks_of(problem.batch, max(BLOCK // image, 1))
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        start, *_ = block(index, size, problem.batch)
+        start, *_ = block(index, count, size, problem.batch)
         part = conv(inner, lax.dynamic_slice_in_dim(x, start, size), kernel)
         return lax.dynamic_update_slice_in_dim(y, part, start, 0)
 
     shape = (problem.batch, *problem.output_spatial, problem.features)
-    return spec.laid_out(loop(count, write, zeros(shape, problem.output_dtype, x)))
+    y = zeros(shape, problem.output_dtype, x)
+    return spec.laid_out(loop(count, write, y, routine=False))

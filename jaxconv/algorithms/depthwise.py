@@ -61,22 +61,25 @@ def run(
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     G, sums = spec.feature_group_count, accumulator(problem)
+    m = problem.features // G
     x = x.transpose(batch, *spatial, channel)
     x = jnp.moveaxis(x.reshape(*x.shape[:-1], G, -1), -1, 0)  # [c, N, *I, G]
-    x = lax.optimization_barrier(x) if len(x) > 1 else x  # read in steps of C otherwise
+    x = jnp.repeat(x, m, -1) if m > 1 else x  # [c, N, *I, (G, m)]
+    # What is read for several channels or features would be computed for each of them.
+    x = lax.optimization_barrier(x) if len(x) > 1 or m > 1 else x
     kernel = kernel.transpose(in_feature, *taps, feature)
-    terms, m = kernel.shape[:-1], problem.features // G
-    kernel = kernel.reshape(-1, G, m).swapaxes(1, 2).astype(sums)  # [(c, t), m, G]
+    terms = kernel.shape[:-1]
+    kernel = kernel.reshape(-1, problem.features).astype(sums)  # [(c, t), F]
     outputs = np.ix_(*(np.arange(axis.outputs, dtype=np.int32) for axis in axes))
     total = len(kernel)
     count, size = (1, total) if total <= TERMS else blocks_of(total, BLOCK)
 
     def term(k: jax.Array, c: Index, *t: Index) -> jax.Array:
-        X = windows(x[c], axes, slice(None), outputs, t).astype(sums)  # [N, *O, G]
-        return X[None] * k.reshape(m, *(1 for _ in X.shape[:-1]), G)
+        X = windows(x[c], axes, slice(None), outputs, t).astype(sums)  # [N, *O, F]
+        return X * k.reshape(*(1 for _ in X.shape[:-1]), -1)
 
     def add(index: jax.Array, y: jax.Array) -> jax.Array:
-        _, q, new = block(index, size, total)
+        _, q, new = block(index, count, size, total)
         for i in range(size):
             product = term(kernel[q[i]], *unravel(q[i], terms))
             y = y + (product if new is None else jnp.where(new[i], product, 0))
@@ -86,8 +89,6 @@ def run(
         every = (term(kernel[i], *unravel(np.int32(i), terms)) for i in range(size))
         y = functools.reduce(operator.add, every)
     else:
-        shape = (m, problem.batch, *problem.output_spatial, G)
+        shape = (problem.batch, *problem.output_spatial, problem.features)
         y = loop(count, add, zeros(shape, sums, x), routine=False)
-    y = jnp.moveaxis(y.astype(problem.output_dtype), 0, -1)  # [N, *O, G, m]
-    y = y.reshape(problem.batch, *problem.output_spatial, -1)
-    return spec.laid_out(y)
+    return spec.laid_out(y.astype(problem.output_dtype))

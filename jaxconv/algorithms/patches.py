@@ -84,7 +84,7 @@ def run(
 
     def write(step: jax.Array, y: jax.Array) -> jax.Array:
         index, group = unravel(step, (count, G))
-        start, q, _ = block(index, size, total)
+        start, q, _ = block(index, count, size, total)
         n, *o = (i[:, None] for i in unravel(q, positions))
         X = windows(x, axes, n, o, t, group.reshape(1, 1)).reshape(size, -1)
         part = lax.dot_general(

@@ -198,7 +198,7 @@ def run(
         precision = precision[::-1]
 
     def product(index: jax.Array, group: Index) -> jax.Array:
-        start, q, new = block(index, size, total)
+        start, q, new = block(index, count, size, total)
         k = lax.dynamic_slice(kernel, (start, group, np.int32(0)), (size, 1, f))[:, 0]
         # Both: zero times an infinity would not be zero.
         k, X = only(new, k), only(new, patches(q, group))

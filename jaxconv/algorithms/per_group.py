@@ -75,7 +75,7 @@ def run(
     count, size = blocks_of(len(x), max(BLOCK // _image(problem), 1))
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        start, *_ = block(index, size, len(x))
+        start, *_ = block(index, count, size, len(x))
         images = _groups_first(lax.dynamic_slice_in_dim(x, start, size), G)
         part = lax.map(lambda group: conv(single, *group), (images, kernel))
         part = jnp.moveaxis(part, 0, -2)  # [n, *O, G, F/G]

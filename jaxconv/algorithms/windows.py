@@ -300,15 +300,15 @@ def loop(
 
 
 def block(
-    index: jax.Array, size: int, total: int
+    index: jax.Array, count: int, size: int, total: int
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Where block `index` starts, its linear indices, and which of them are new.
+    """Where block `index` of `count` starts, its linear indices, and which are new.
 
-    The last block is moved back to end at `total`, so that no block is cut short. None
-    stands for all, where blocks of that size divide the total.
+    Blocks beyond the last are moved back to end at `total`, so that none is cut short.
+    None stands for all, where there are no such blocks.
     """
     start, within = index * size, lax.iota(np.int32, size)
-    if total % size == 0:
+    if count * size == total:
         return start, start + within, None
     begin = jnp.minimum(start, total - size)
     return begin, begin + within, begin + within >= start
