@@ -95,7 +95,10 @@ def _stock(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
 
 @conv_p.def_abstract_eval
 def _abstract_eval(x: Any, kernel: Any, **params: Any) -> Any:
-    # lax's own rules: shape and dtype, and explicit shardings and varying axes too.
+    problem = _problem(x, kernel, **params)
+    if problem.is_static and x.sharding.mesh.empty and kernel.sharding.mesh.empty:
+        return ShapedArray(problem.output_shape, problem.output_dtype)
+    # lax's own rules: explicit shardings and varying axes too.
     (aval,) = jax.make_jaxpr(partial(_stock, **params))(x, kernel).out_avals
     return aval
 

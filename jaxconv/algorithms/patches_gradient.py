@@ -10,10 +10,14 @@ images, o the taps and n the channels: X is the patches of the input, k the cota
 X is written block by block of q, so that it stays in the cache, and the products of the
 blocks are added up. Batch groups split n and f, and are taken one after the other.
 
-Applies to convolutions without feature groups. Costs a write and a read of X in the
-cache, and a read and a write of y for each block. Measured on 2 cores of an Intel Xeon,
-jax 0.12.0.1, float32, stock's ms and ours: 1x1 stride 2 at 56 73 and 10, 3x3 dilation 2
-66 and 25, 3x3 stride 2 24 and 13, 3x3x3 83 and 31, 2x2x2 stride 2 10 and 1.8.
+x̃ is laid out once, with its zeros. An entry s·o + d·t − p then stands where q alone and
+o alone say, as the sum of two numbers: it is read without asking whether it is there.
+
+Applies to convolutions without feature groups. Costs a copy of x, a write and a read of
+X in the cache, and a read and a write of y for each block. Measured on 2 cores of an
+AMD EPYC with AVX-512, jax 0.12.0.1, float32, stock's ms and ours: 1x1 stride 2 at 56
+20.6 and 4.4, 3x3 dilation 2 18.2 and 13.1, 3x3 stride 2 9.0 and 6.5, 3x3x3 64 and 10.6,
+2x2x2 stride 2 7.9 and 0.7; 3x3 at 56 with 64 channels 7.0 and 8.5.
 """
 
 import math

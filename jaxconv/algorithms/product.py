@@ -87,7 +87,7 @@ def run(
     )
     factors, precision = (x, kernel), problem.precision
     if _features_first(problem):
-        factors, contracted = (kernel, x), contracted[::-1]
+        factors, contracted = (kernel, x), (contracted[1], contracted[0])
         # A pair of precisions is of x and of the kernel.
         precision = precision[::-1] if isinstance(precision, tuple) else precision
     y = lax.dot_general(
