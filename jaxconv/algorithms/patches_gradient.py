@@ -50,7 +50,7 @@ from jaxconv.spec import ConvProblem, dilated
 PATCHES = 4 << 20
 """Bytes of X that are written at a time."""
 
-CHAIN = 2048
+CHAIN = 8192
 """Terms that a product may add up: rounding grows with the root of their number.
 
 Sums of 11760 terms in one product were 8 times as wrong as stock's.

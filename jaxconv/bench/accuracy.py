@@ -5,7 +5,7 @@ alone: those of one image, or for kernel gradients of a few channels and feature
 one group. Such a part is a smaller layer, whose sums are taken in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,27 +26,26 @@ _OPERANDS = {
 _RESULT = {"forward": "g", "input_gradient": "x", "kernel_gradient": "kernel"}
 
 
-def error_ratio(
-    case: ConvCase, role: str, operands: Sequence[Any], stock: Any, other: Any
-) -> float:
-    """Largest error of `other` over that of `stock`, on a part of the result.
+def error_of(
+    case: ConvCase, role: str, operands: Sequence[Any]
+) -> Callable[[Any], float]:
+    """A judge of results: the largest error of a part, over the part's largest entry.
 
-    Errors below half a unit in the last place of the largest entry, to which any result
-    is rounded, count as that.
+    An error of less than half a unit in the last place of that entry, to which any
+    result is rounded, counts as that.
 
     Args:
       case: the layer.
       role: one of `jaxconv.bench.measure.ROLES`.
       operands: of the role.
-      stock: the result that is compared with.
-      other: the result to judge.
 
     Example:
       >>> from jaxconv.bench.zoo import layer
       >>> case = layer("", 1, (2,), 1, 1, (1,))
       >>> x, kernel = np.ones((1, 2, 1)), np.ones((1, 1, 1))
-      >>> error_ratio(case, "forward", (x, kernel), x + 0.1, x - 0.2)
-      2.0
+      >>> judge = error_of(case, "forward", (x, kernel))
+      >>> round(judge(x - 0.25), 6)
+      0.25
     """
     axes = conv_spec(
         Caller("bench"), case.x_shape, case.kernel_shape, **case.geometry
@@ -64,13 +63,13 @@ def error_ratio(
     reference = reference_conv_vjp(
         parts["x"], parts["kernel"], parts.get("g"), **geometry
     )[list(_OPERANDS).index(role)]
-    own = taken[_RESULT[role]]
-    least = float(jnp.finfo(stock.dtype).eps) / 2 * np.abs(reference).max()
-    errors = [
-        max(np.abs(np.asarray(result)[own].astype(float) - reference).max(), least)
-        for result in (stock, other)
-    ]
-    return float(round(errors[1] / errors[0], 6))
+    own, largest = taken[_RESULT[role]], np.abs(reference).max()
+
+    def judge(result: Any) -> float:
+        error = np.abs(np.asarray(result)[own].astype(float) - reference).max()
+        return float(max(error / largest, jnp.finfo(result.dtype).eps / 2))
+
+    return judge
 
 
 def _taken(case: ConvCase, role: str, axes: Any) -> dict[str, tuple]:

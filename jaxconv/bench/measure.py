@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxconv.lax
-from jaxconv.bench.accuracy import error_ratio
+from jaxconv.bench.accuracy import error_of
 from jaxconv.bench.timing import Timing, compare
 from jaxconv.cases import ConvCase
 from jaxconv.testing import draw
@@ -32,7 +32,7 @@ class Row(NamedTuple):
       jaxconv: of the same by `jaxconv.lax`.
       flops: additions and multiplications that the sum asks for, padding included.
       bytes: of the two operands and the result.
-      error: jaxconv's error over stock's, as `jaxconv.bench.accuracy` takes it.
+      error: jaxconv's error over stock's, as `jaxconv.bench.accuracy` judges.
       peer: seconds that another library took, or None.
     """
 
@@ -139,13 +139,18 @@ def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) 
         "jaxconv": jaxconv.lax.conv_general_dilated,
     }
     programs = {name: program(conv, case, role, dtype) for name, conv in convs.items()}
-    given, results = operands(case, role, dtype), {}
-    timings = compare(programs, given, judge=results.__setitem__, **timing)
+    given = operands(case, role, dtype)
+    error, errors = error_of(case, role, given), {}
+
+    def judge(name: str, result: Any) -> None:
+        errors[name] = error(result)
+
+    timings = compare(programs, given, judge=judge, **timing)
     return Row(
         case.name,
         role,
         timings["stock"],
         timings["jaxconv"],
         *cost(case, dtype),
-        error_ratio(case, role, given, results["stock"], results["jaxconv"]),
+        errors["jaxconv"] / errors["stock"],
     )

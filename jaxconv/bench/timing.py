@@ -70,9 +70,8 @@ def compare(
     compiled, compile_times, first_runs = {}, {}, {}
     for name, program in programs.items():
         compiled[name], compile_times[name] = _compile(program, operands)
-        first_runs[name] = _run(compiled[name], operands)  # not counted: it warms up
-        if judge is not None:
-            judge(name, compiled[name](*operands))
+        # Not counted: it warms up.
+        first_runs[name] = _run(compiled[name], operands, name, judge)
         if first_runs[name] < SETTLING and hopeless < math.inf:
             first_runs[name] = _run(compiled[name], operands)
     shortest = min(first_runs.values())
@@ -112,11 +111,19 @@ def _compile(program: Callable, operands: Sequence[jax.Array]) -> tuple[Any, flo
     return compiled, time.perf_counter() - start
 
 
-def _run(executable: Callable, operands: Sequence[jax.Array]) -> float:
+def _run(
+    executable: Callable,
+    operands: Sequence[jax.Array],
+    name: str = "",
+    judge: Callable[[str, Any], None] | None = None,
+) -> float:
     """Seconds of one run, to the end of it."""
     start = time.perf_counter()
-    jax.block_until_ready(executable(*operands))
-    return time.perf_counter() - start
+    result = jax.block_until_ready(executable(*operands))
+    seconds = time.perf_counter() - start
+    if judge is not None:
+        judge(name, result)
+    return seconds
 
 
 def _temporary(compiled: Any) -> int:
