@@ -299,13 +299,11 @@ def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
     Sub-pixel phases need one before they interleave, and depthwise layers of several
     channels or features in each group one of x.
     """
-    spec = problem.spec
-    several = max(problem.channels, problem.features // spec.groups) > 1
-    size = max(math.prod(problem.x_shape), math.prod(problem.output_shape))
-    if chosen.algorithm == "subpixel":
-        size = math.prod(problem.output_shape)
-    large = 2 * size * problem.dtype.itemsize > 3 * by_image.BLOCK
+    G = problem.spec.groups
+    several = max(problem.channels, problem.features // G) > 1
     copies = chosen.algorithm == "subpixel" or several
+    # More than a block has, so that a block is not divided again.
+    large = 2 * by_image.image_bytes(problem) * problem.batch > 3 * by_image.BLOCK
     if copies and large and by_image.applies(problem):
         return Plan("by_image", f"bounds the memory of {chosen.algorithm}")
     return chosen

@@ -146,6 +146,14 @@ def test_nothing_emitted_has_negative_padding(case):
         assert all(set(found) <= set("1, ") for found in dilations)
 
 
+def test_blocks_of_images_are_not_divided_again():
+    # A large x and a small y, of which one block holds all.
+    case = layer("", 8, (128, 128), 64, 32, (1, 1), strides=2, groups=32)
+    assert plan(problem_of(case), "cpu").algorithm == "by_image"
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
+    assert "stablehlo.while" in compiled_text(conv, case.x_shape, case.kernel_shape)
+
+
 def test_direct_emits_the_program_of_stock_jax():
     case = next(case for case in CASES if case.name == "2d.strided-dilated")
     texts = [

@@ -4,7 +4,7 @@ y[n, f, o] depends on x[n, ·, ·] alone, so that the images may be taken one bl
 the other, in a loop whose body is a convolution of fewer images.
 
 Applies to more than one image without batch groups. Costs nothing but the loop, and
-bounds the temporary memory of the inner convolution, `BLOCK` bytes of its result.
+bounds the temporary memory of the inner convolution, `BLOCK` bytes of x and of y.
 """
 
 import math
@@ -17,13 +17,19 @@ from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20
-"""Bytes of y that are computed at a time, or those of one image."""
+"""Bytes of x and of y that are taken at a time, or those of one image."""
 
 
 def applies(problem: ConvProblem) -> bool:
     """More than one image, no batch groups, and sizes that can be counted."""
     several = problem.batch > 1 and problem.spec.batch_group_count == 1
     return several and countable(problem)
+
+
+def image_bytes(problem: ConvProblem) -> int:
+    """Bytes of one image of x or of y, whichever is larger."""
+    entries = max(math.prod(problem.x_shape), math.prod(problem.output_shape))
+    return entries // problem.batch * problem.dtype.itemsize
 
 
 def run(
@@ -39,9 +45,7 @@ def run(
             images_first, spec.dimension_numbers.rhs_spec, images_first
         )
     )
-    image = math.prod(problem.output_shape) // problem.batch
-    image *= problem.output_dtype.itemsize
-    count, size = blocks_of(problem.batch, max(BLOCK // image, 1))
+    count, size = blocks_of(problem.batch, max(BLOCK // image_bytes(problem), 1))
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, size, problem.batch)
