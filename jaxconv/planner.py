@@ -299,11 +299,12 @@ def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
     Sub-pixel phases need one before they interleave, and depthwise layers of several
     channels or features in each group one of x.
     """
-    G = problem.spec.groups
-    several = max(problem.channels, problem.features // G) > 1
-    copies = chosen.algorithm == "subpixel" or several
-    # More than a block has, so that a block is not divided again.
-    large = 2 * by_image.image_bytes(problem) * problem.batch > 3 * by_image.BLOCK
+    phases, G = chosen.algorithm == "subpixel", problem.spec.groups
+    copies = phases or max(problem.channels, problem.features // G) > 1
+    size = math.prod(problem.output_shape) * problem.dtype.itemsize
+    if not phases:
+        size = by_image.image_bytes(problem) * problem.batch
+    large = 2 * size > 3 * by_image.BLOCK  # so that a block is not divided again
     if copies and large and by_image.applies(problem):
         return Plan("by_image", f"bounds the memory of {chosen.algorithm}")
     return chosen
