@@ -314,7 +314,7 @@ def test_phases_solve_the_position_equation(
         }
         got = {}
         if solved is not None:
-            q, r = divmod(o, len(solved.taps))
+            q, r = divmod(o + solved.shift, len(solved.taps))
             assert q < solved.repeats
             for w, t in enumerate(solved.taps[r]):
                 if t < taps:
@@ -325,6 +325,14 @@ def test_phases_solve_the_position_equation(
         window = solved.dilation * (solved.taps.shape[1] - 1) + 1
         extent = size + sum(solved.padding) - window
         assert extent // solved.stride + 1 == solved.repeats or extent < 0
+
+
+@pytest.mark.parametrize("low", range(3))
+def test_phases_of_kernels_below_their_stride_have_one_tap(low):
+    # 3 taps with stride 4: wherever the padding puts them, no two meet two entries.
+    solved = phases(14, 3, 56, 1, low, 4, 1)
+    assert solved is not None
+    assert solved.taps.shape == (4, 1)
 
 
 def test_subpixel_of_kernel_equal_to_stride_wastes_nothing():

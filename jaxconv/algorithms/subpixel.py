@@ -7,17 +7,19 @@ tap t of output o reads x[i] where
 
 the other taps meet the zeros between the entries of x. Going from o to o + P, with
 P = L / gcd(s, L), moves s·o by a multiple of L, so that the same taps meet entries
-again, S = s·P / L entries further on. Write o = P·q + r with phase r < P: each phase is
-an undilated convolution over q with stride S, whose taps are those that solve (1). All
-phases together are one convolution, with P times the features:
+again, S = s·P / L entries further on. Write o = P·q + r − h with phase r < P: each
+phase is an undilated convolution over q with stride S, whose taps are those that solve
+(1). All phases together are one convolution, with P times the features:
 
-    y[n, f, P·q + r] = z[n, (r, f), q]
-                     = Σ_{c, w} x[n, c, S·q + δ·w + b] · k'[(r, f), c, w]
+    y[n, f, P·q + r − h] = z[n, (r, f), q]
+                         = Σ_{c, w} x[n, c, S·q + δ·w + b] · k'[(r, f), c, w]
 
 where b is the first entry that any tap of q = 0 reads, δ the greatest common step
 between the entries read, and k'[(r, f), c, w] = k[f, c, t] for the t that solves (1)
-with i = δ·w + b and o = r, or 0 if none does. Interleaving the phases gives y. This is
-the sub-pixel convolution of Shi et al., arXiv:1609.05158, for any stride and dilation.
+with i = δ·w + b and o = r − h, or 0 if none does. Interleaving the phases gives y. The
+shift h < P decides which phases stand side by side, and so how far apart the entries
+are that they read: it is chosen so that k' has the fewest taps. This is the sub-pixel
+convolution of Shi et al., arXiv:1609.05158, for any stride and dilation.
 
 Applies where an axis of static size has L > 1. With kernel = stride each phase has one
 tap and nothing is wasted; in general a phase has at most ⌈K / L⌉ taps, and k' pads the
@@ -28,7 +30,7 @@ ViT patch embedding (16×16, stride 16, 8 images of 224) took 621 ms, and so 17.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -50,6 +52,7 @@ class Phases(NamedTuple):
       stride: S.
       dilation: δ.
       padding: (low, high) of x, so that there are Q windows.
+      shift: h, how many outputs that there are not stand before the first.
     """
 
     taps: np.ndarray
@@ -57,6 +60,7 @@ class Phases(NamedTuple):
     stride: int
     dilation: int
     padding: tuple[int, int]
+    shift: int
 
 
 def phases(
@@ -68,9 +72,35 @@ def phases(
     lhs_dilation: int,
     rhs_dilation: int,
 ) -> Phases | None:
-    """Solve equation (1) for q = 0; None if no tap ever meets an entry."""
+    """The phases from the shift of fewest taps; None if no tap ever meets an entry.
+
+    Phases whose taps meet the same entries need narrow windows; which phases stand
+    together depends on where the first begins.
+    """
+    period = min(lhs_dilation // math.gcd(stride, lhs_dilation), outputs)
+    geometry = size, taps, outputs, stride, low, lhs_dilation, rhs_dilation
+    solved = (_phases_from(shift, period, *geometry) for shift in range(period))
+    return min(
+        (axis for axis in solved if axis is not None),
+        key=lambda axis: (axis.taps.size * axis.repeats, axis.shift),
+        default=None,
+    )
+
+
+def _phases_from(
+    shift: int,
+    period: int,
+    size: int,
+    taps: int,
+    outputs: int,
+    stride: int,
+    low: int,
+    lhs_dilation: int,
+    rhs_dilation: int,
+) -> Phases | None:
+    """Solve equation (1) for q = 0 with `shift` more outputs before the first."""
+    low, outputs = low + stride * shift, outputs + shift
     step, common = math.gcd(stride, lhs_dilation), math.gcd(rhs_dilation, lhs_dilation)
-    period = min(lhs_dilation // step, outputs)
     # d·t ≡ p − s·r (mod L) has solutions t if gcd(d, L) divides the right side: every
     # (L / gcd)-th tap from the first.
     every = lhs_dilation // common
@@ -93,7 +123,8 @@ def phases(
     # A period cut short at `outputs` has Q = 1, where any stride will do.
     window_stride = stride // step if count > 1 else 1
     reach = window_stride * (count - 1) + last
-    return Phases(table, count, window_stride, dilation, (-first, reach - (size - 1)))
+    padding = -first, reach - (size - 1)
+    return Phases(table, count, window_stride, dilation, padding, shift)
 
 
 def applies(problem: ConvProblem) -> bool:
@@ -128,6 +159,18 @@ def overhead(problem: ConvProblem) -> float:
     return taps / math.prod(problem.kernel_spatial)
 
 
+def _places(problem: ConvProblem, axes: Sequence[Phases]) -> np.ndarray:
+    """Linear index of t for each (*w, *r), or the number of taps if there is none."""
+    rank, linear, there = len(axes), np.zeros((), np.int32), np.bool_(True)
+    for i, (axis, K) in enumerate(zip(axes, problem.kernel_spatial, strict=True)):
+        windows, period = axis.taps.T.shape
+        shape = [1] * (2 * rank)
+        shape[i], shape[rank + i] = windows, period
+        t = axis.taps.T.reshape(shape)
+        linear, there = linear * K + t, there & (t < K)
+    return np.where(there, linear, math.prod(problem.kernel_spatial)).astype(np.int32)
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
@@ -142,19 +185,16 @@ def run(
     counts = [axis.repeats for axis in axes]
     periods, windows = zip(*(axis.taps.shape for axis in axes), strict=True)
 
-    kernel = kernel.transpose(spec.dimension_numbers.rhs_spec)  # [F, C, *K]
-    for i in reversed(range(rank)):
-        kernel = jnp.take(kernel, axes[i].taps, axis=2 + i, mode="fill", fill_value=0)
-    in_features = kernel.shape[1]
-    kernel = kernel.reshape(
-        groups,
-        features // groups,
-        in_features,
-        *chain(*zip(periods, windows, strict=True)),
-    )  # [G, F/G, C, r1, w1, r2, w2, ...]
-    phase_axes, window_axes = range(3, 3 + 2 * rank, 2), range(4, 4 + 2 * rank, 2)
-    kernel = kernel.transpose(0, *phase_axes, 1, 2, *window_axes)
-    kernel = kernel.reshape(math.prod(periods) * features, in_features, *windows)
+    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
+    kernel = kernel.transpose(*taps, in_feature, feature)
+    kernel = kernel.reshape(-1, kernel.shape[-2], groups, features // groups)
+    kernel = jnp.pad(kernel, ((0, 1), *[(0, 0)] * 3))  # the tap that there is not
+    # All axes at once, and in the order that XLA:CPU wants: k' is written only once.
+    kernel = kernel.at[_places(problem, axes)].get(mode="promise_in_bounds")
+    kernel = kernel.transpose(  # [*w, *r, C, G, F/G] to [*w, C, (G, *r, F/G)]
+        *range(rank), 2 * rank, 2 * rank + 1, *range(rank, 2 * rank), 2 * rank + 2
+    )
+    kernel = kernel.reshape(*windows, kernel.shape[rank], -1)
 
     z = conv(
         spec.replace(
@@ -164,7 +204,7 @@ def run(
             rhs_dilation=tuple(axis.dilation for axis in axes),
             dimension_numbers=lax.ConvDimensionNumbers(
                 spec.dimension_numbers.lhs_spec,
-                tuple(range(2 + rank)),
+                (rank + 1, rank, *range(rank)),
                 (0, rank + 1, *range(1, rank + 1)),
             ),
         ),
@@ -182,5 +222,8 @@ def run(
     z = z.transpose(0, *chain(*order), 1 + rank, 2 + rank + moved)
     sizes = [count * period for count, period in zip(counts, periods, strict=True)]
     z = z.reshape(batch, *sizes, features)
-    z = lax.slice(z, [0] * z.ndim, (batch, *problem.output_spatial, features))
+    starts = [0, *(axis.shift for axis in axes), 0]
+    kept = (batch, *problem.output_spatial, features)
+    stops = [start + size for start, size in zip(starts, kept, strict=True)]
+    z = lax.slice(z, starts, stops)
     return spec.laid_out(z)
