@@ -162,10 +162,14 @@ def run(
     x, axes = padded(x.transpose(channel, *spatial, batch), axes_of(problem))
     kernel = kernel.transpose(in_feature, *taps, feature)  # [C, *K, F]
     terms, kernel = kernel.shape[:-1], kernel.reshape(-1, G, kernel.shape[-1] // G)
+    features = kernel.shape[-1]
+    if features == 1:
+        # XLA:CPU inlines products with a vector, and adds their terms up in a row.
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1)))
     # Entry s·o + d·t − p of channel c stands as far from the first as o and q say.
     pitches = [math.prod(a.size for a in axes[i:]) for i in range(len(axes) + 1)]
     steps = [pitches[0], *(a.rhs_dilation * p for a, p in _pairs(axes, pitches))]
-    first = -sum(a.low * p for a, p in _pairs(axes, pitches))
+    origin = -sum(a.low * p for a, p in _pairs(axes, pitches))
     outer, run, unit = axes, N // G, G
     if _is_sliced(problem):
         outer, last = axes[:-1], axes[-1]
@@ -181,7 +185,7 @@ def run(
     count, size = _blocks(total, width, f, problem.dtype.itemsize)
 
     def patches(q: jax.Array, group: Index) -> jax.Array:
-        base = first
+        base = origin
         for t, step in zip(unravel(q, terms), steps, strict=True):
             base = base + t * np.int32(step)
         start = lax.optimization_barrier(base * unit + group)
@@ -218,20 +222,28 @@ def run(
             preferred_element_type=sums,
         )
 
+    shape = (width, f) if patches_first else (f, width)
+
     def of_group(group: Index) -> jax.Array:
-        start = zeros((width, f) if patches_first else (f, width), sums, x)
-        y = loop(count, lambda index, y: y + product(index, group), start)
-        return y.T if patches_first else y
+        start = zeros(shape, sums, x)
+        return loop(count, lambda index, y: y + product(index, group), start)
 
     if G == 1:
         y = of_group(np.int32(0))
     else:
         y = lax.map(of_group, jnp.arange(G, dtype=np.int32))
-    y = y.astype(problem.output_dtype).reshape(G * f, -1, run)
+    y = y.astype(problem.output_dtype)
+    # Moved in one step: XLA gives products that are transposed twice a layout that
+    # costs more than both, 2.7 instead of 0.33 ms for 24 x 1024 entries.
+    first = 1 if patches_first else 2
+    y = y.reshape((G, -1, run, f) if patches_first else (G, f, -1, run))
     if _is_sliced(problem):
-        y = y[..., : axes[-1].outputs * N]
-    y = y.reshape(G * f, *problem.output_spatial, -1)
-    return spec.laid_out(y.swapaxes(0, -1))
+        y = lax.slice_in_dim(y, 0, axes[-1].outputs * N, axis=first + 1)
+    y = y.reshape(*y.shape[:first], *problem.output_spatial, -1, *y.shape[first + 2 :])
+    image = first + len(axes)
+    order = (image, *range(first, image), 0, image + 1 if patches_first else 1)
+    y = y.transpose(order)[..., :features]  # [N, *O, G, F/G]
+    return spec.laid_out(y.reshape(*y.shape[:-2], -1))
 
 
 def _pairs(axes: Sequence[Axis], pitches: Sequence[int]) -> Iterator[tuple[Axis, int]]:
