@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxconv.algorithms import (
     by_image,
+    by_rows,
     channels_last,
     crop,
     depthwise,
@@ -21,6 +22,7 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
+    pad,
     patches,
     patches_gradient,
     per_group,
@@ -31,28 +33,6 @@ from jaxconv.algorithms import (
 )
 from jaxconv.processor import Processor, this_processor
 from jaxconv.spec import ConvProblem
-
-SCATTER = 40
-"""Multiplications that cost about as much as adding one entry of a product up.
-
-XLA:CPU has a routine for some input-dilated convolutions: a product, whose entries it
-adds up where windows overlap. Sub-pixel phases need no adding up, but multiply by the
-zeros that fill up their windows: (overhead - 1) times the channels more for each entry.
-Measured on 2 cores of an AMD EPYC, jax 0.12.0.1, float32, stock's time over ours and
-these further multiplications: ViT patch 16 23 to 28 (0), 8x8 stride 4 4.7 (0), 4x4
-stride 4 0.8 to 1.0 (0), 7x7 stride 2 1.2 to 1.8 (20), 3x3 stride 2 0.64 (100), 1-D of
-3 taps and stride 2 0.9 to 1.1 (128), transposed 4x4 stride 2 0.51 (160), 1x1 stride 2
-0.27 (1536). jax 0.10.2 gave the same order. On an Intel Xeon 7x7 stride 2 gave 2.8,
-and of random layers 3x3 stride 4 0.88 (25), 5 taps stride 4 0.61 (58), 1x1 stride 3
-0.73 (64), the transposed layer of jax#23783 2.1 (32).
-"""
-
-FEW = 1 << 18
-"""Results of fewer entries gain too little by phases to pay for their interleaving.
-
-Random layers on an Intel Xeon: 0.59 to 0.75 of stock's speed at 6000 to 150000 entries
-without any further multiplications, 3.4 for 8x8 stride 4 at 900000.
-"""
 
 ZEROS = 8
 """Up to so many positions per entry of a dilated input, depthwise layers read zeros.
@@ -146,6 +126,9 @@ def plan(
         chosen = _static_plan(problem, platform, devices, processor or this_processor())
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
+    small = platform == "cpu" and devices == 1 and pad.is_exchanged(problem)
+    if chosen.algorithm == "direct" and small and pad.applies(problem):
+        return Plan("pad", "XLA:CPU exchanges input and kernel, if that has more taps")
     if chosen.algorithm == "direct" and _is_routine(problem, platform, devices):
         return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
     return chosen
@@ -281,19 +264,25 @@ def _cheapest(costs: dict[str, float]) -> Plan:
 
 
 def _dilated(problem: ConvProblem) -> Plan | None:
-    """Sub-pixel phases, or XLA's own routine."""
+    """Sub-pixel phases, or XLA's own routine.
+
+    That is a product, whose entries are added up where windows overlap. Phases need no
+    adding up, but multiply by the zeros that fill up their windows. jax 0.10.2 gave the
+    same order.
+    """
     if not subpixel.applies(problem):
         return None
     if not _is_product_and_scatter(problem):
         return Plan("subpixel", "XLA:CPU multiplies by the zeros of a dilated input")
-    further = (subpixel.overhead(problem) - 1) * problem.channels
-    if further <= SCATTER and math.prod(problem.output_shape) >= FEW:
-        return Plan("subpixel", "a product alone, not a product and a scatter")
-    return Plan("direct", "XLA:CPU has a product and a scatter for it")
+    costs = {
+        "direct": NEARLY * direct.scatter_cost(problem),
+        "subpixel": subpixel.cost(problem),
+    }
+    return _cheapest(costs)
 
 
 def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
-    """By blocks of images where a copy of x or y is too large.
+    """By blocks of images, or of rows, where a copy of x or y is too large.
 
     Sub-pixel phases need one before they interleave, and depthwise layers of several
     channels or features in each group one of x.
@@ -304,9 +293,13 @@ def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
     if not phases:
         size = by_image.image_bytes(problem) * problem.batch
     large = 2 * size > 3 * by_image.BLOCK  # so that a block is not divided again
-    if copies and large and by_image.applies(problem):
-        return Plan("by_image", f"bounds the memory of {chosen.algorithm}")
-    return chosen
+    if not copies or not large:
+        return chosen
+    reason = f"bounds the memory of {chosen.algorithm}"
+    single = by_image.image_bytes(problem) > by_image.BLOCK
+    if phases and (single or problem.batch == 1) and by_rows.applies(problem):
+        return Plan("by_rows", reason)
+    return Plan("by_image", reason) if by_image.applies(problem) else chosen
 
 
 def _is_fast(dtype: Any) -> bool:

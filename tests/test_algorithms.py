@@ -15,6 +15,7 @@ import jaxconv.lax
 from jaxconv.algorithms import (
     ALGORITHMS,
     by_image,
+    by_rows,
     depthwise,
     depthwise_gradient,
     direct,
@@ -74,6 +75,7 @@ def small_blocks(monkeypatch):
         (patches_gradient, "PATCHES", 256),
         (per_group, "BLOCK", 1 << 10),
         (by_image, "BLOCK", 64),
+        (by_rows, "BLOCK", 64),
     ):
         monkeypatch.setattr(module, constant, size)
 
@@ -152,6 +154,26 @@ def test_blocks_of_images_are_not_divided_again():
     assert plan(problem_of(case), "cpu").algorithm == "by_image"
     conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
     assert "stablehlo.while" in compiled_text(conv, case.x_shape, case.kernel_shape)
+
+
+def test_large_images_are_taken_by_rows():
+    case = layer("", 1, (112, 112), 128, 64, (4, 4), input_dilation=4, padding=(3, 0))
+    assert plan(problem_of(case), "cpu").algorithm == "by_rows"
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32)
+              for s in (case.x_shape, case.kernel_shape)]  # fmt: skip
+    memory = jax.jit(conv).lower(*arrays).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 8 << 20  # y has 51 MB
+
+
+@pytest.mark.parametrize("points", [1, 2, 4])
+def test_windows_of_more_taps_than_the_input_has_entries_are_padded(points):
+    case = layer("", 8, (points, points), 64, 64, (5, 5), padding=(2, 2))
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
+    text = compiled_text(conv, case.x_shape, case.kernel_shape)
+    for window in re.findall(r"convolution\(.*pad = (\[\[.*?\]\])", text):
+        assert set(window) <= set("[0, ]")
 
 
 def test_direct_emits_the_program_of_stock_jax():
@@ -248,7 +270,7 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("multiplier", "depthwise", "depthwise", "depthwise_gradient"),
         ("grouped", "per_group", "per_group", "patches_gradient"),
         ("patch", "direct", "subpixel", "patches_gradient"),
-        ("transposed", "direct", "channels_last", "swap"),
+        ("transposed", "subpixel", "channels_last", "swap"),
         ("3d", "fold_depth", "fold_depth", "patches_gradient"),
         ("3d.s2", "fold_depth", "subpixel", "patches_gradient"),
         ("4d", "patches", "patches", "patches_gradient"),

@@ -12,6 +12,7 @@ import jax
 
 from jaxconv.algorithms import (
     by_image,
+    by_rows,
     channels_last,
     crop,
     depthwise,
@@ -19,6 +20,7 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
+    pad,
     patches,
     patches_gradient,
     per_group,
@@ -50,8 +52,10 @@ class Algorithm(Protocol):
 ALGORITHMS: dict[str, Algorithm] = {
     "empty": empty,
     "crop": crop,
+    "pad": pad,
     "product": product,
     "by_image": by_image,
+    "by_rows": by_rows,
     "subpixel": subpixel,
     "swap": swap,
     "shifts": shifts,

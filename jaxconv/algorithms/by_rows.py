@@ -1,0 +1,90 @@
+"""A convolution block of rows by block of rows.
+
+Rows are the entries along the first spatial axis, with input dilation L, window stride
+s, kernel dilation d and low padding p. Row o of y reads row i of x where
+
+    L·i = s·o + d·t − p,
+
+so that R rows of y further on, with s·R a multiple of L, the same is read s·R / L rows
+further on: y may be taken R rows after R rows, in a loop whose body is a convolution of
+a slice of x, and the rows that are left over in one more.
+
+Applies without batch groups. Costs a copy of x with its zeros along the first axis, and
+bounds the temporary memory of the inner convolution, about `BLOCK` bytes of y.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxconv.algorithms.windows import (
+    Axis,
+    axes_of,
+    blocks_of,
+    countable,
+    loop,
+    zeros,
+)
+from jaxconv.spec import ConvProblem, dilated
+
+BLOCK = 2 << 20
+"""Bytes of y that are taken at a time, or those of as few rows as can be."""
+
+
+def _period(axis: Axis) -> int:
+    """The fewest rows of y after which the same rows of x are read, further on."""
+    return axis.lhs_dilation // math.gcd(axis.stride, axis.lhs_dilation)
+
+
+def applies(problem: ConvProblem) -> bool:
+    """No batch groups, and rows for more than one block."""
+    if problem.spec.batch_group_count > 1 or not countable(problem):
+        return False
+    axis = axes_of(problem)[0]
+    return axis.outputs >= 2 * _period(axis)
+
+
+def run(
+    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
+) -> jax.Array:
+    """Convolve the blocks one after the other."""
+    spec, axis, period = problem.spec, axes_of(problem)[0], _period(axes_of(problem)[0])
+    of_x, of_y = spec.dimension_numbers.lhs_spec[2], spec.dimension_numbers.out_spec[2]
+    row = math.prod(problem.output_shape) // axis.outputs * problem.dtype.itemsize
+    units = axis.outputs // period
+    _, size = blocks_of(units, max(BLOCK // (row * period), 1))
+    count, rows = units // size, size * period
+    rest = axis.outputs - count * rows
+
+    # Rows of x that the first and the last block begin and end with.
+    begin = -(axis.low // axis.lhs_dilation)
+    step = axis.stride * rows // axis.lhs_dilation
+    end = (axis.reach - 1 - axis.low) // axis.lhs_dilation + 1
+    edges = [(0, 0, 0)] * x.ndim
+    edges[of_x] = (max(-begin, 0), max(end - axis.size, 0), 0)
+    x, begin = lax.pad(x, jnp.zeros((), x.dtype), edges), max(begin, 0)
+
+    def block(start: jax.Array | int, outputs: int) -> jax.Array:
+        """So many rows of y from those on that read x from `start`."""
+        reach = axis._replace(outputs=outputs).reach
+        low = axis.low % axis.lhs_dilation
+        entries = max((reach - 1 - low) // axis.lhs_dilation + 1, 1)
+        high = reach - low - dilated(entries, axis.lhs_dilation)
+        part = lax.dynamic_slice_in_dim(x, start, entries, of_x)
+        padding = ((low, high), *spec.padding[1:])
+        return conv(spec.replace(padding=padding), part, kernel)
+
+    def write(index: jax.Array, y: jax.Array) -> jax.Array:
+        part = block(np.int32(begin) + index * np.int32(step), rows)
+        return lax.dynamic_update_slice_in_dim(y, part, index * np.int32(rows), of_y)
+
+    y = zeros(problem.output_shape, problem.output_dtype, x)
+    y = loop(count, write, y, routine=False)
+    if rest:
+        part = block(begin + count * step, rest)
+        y = lax.dynamic_update_slice_in_dim(y, part, count * rows, of_y)
+    return y

@@ -1,0 +1,52 @@
+"""A convolution of a small input, whose zeros are laid around it beforehand.
+
+With x̄[j] = x[j − p], zero where there is no such entry,
+
+    y[n, f, o] = Σ_{c, t} x̄[n, c, s·o + d·t] · k[f, c, t].
+
+XLA exchanges input and kernel where the window has more taps than the input entries,
+whatever the padding, and then runs what comes out, a convolution with few outputs and
+large windows, at 4 GFLOP/s on a CPU: layers of 3x3 on images of 2x2, 5x5 on 4x4.
+The padded input has at least as many entries as the window has taps.
+
+Applies to undilated inputs with padding, none of it negative. Costs a copy of x, which
+is small. Measured on 2 cores of an AMD EPYC, jax 0.12.0.1, float32, stock's ms and
+ours: 3x3 on 8 images of 2x2, 1024 to 384 channels, 30 and 2.2; 5x5 on 16 of 4x4, 256
+channels, 144 and 3.7; 9x9 on 8 of 7x7 739 and 28. jax 0.10.2 does the same.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconv.spec import ConvProblem
+
+
+def is_exchanged(problem: ConvProblem) -> bool:
+    """Whether XLA exchanges the two: more taps than entries, of known sizes."""
+    sizes = math.prod(problem.kernel_spatial), math.prod(problem.x_spatial)
+    return problem.is_static and sizes[0] > sizes[1]
+
+
+def applies(problem: ConvProblem) -> bool:
+    """Zeros around x, but none between its entries."""
+    pads = [pad for pair in problem.spec.padding for pad in pair]
+    undilated = all(dilation == 1 for dilation in problem.spec.lhs_dilation)
+    return problem.is_static and undilated and max(pads, default=0) > 0 <= min(pads)
+
+
+def run(
+    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
+) -> jax.Array:
+    """Pad x, then convolve without padding."""
+    spec, edges = problem.spec, [(0, 0, 0)] * x.ndim
+    for axis, (low, high) in zip(
+        spec.dimension_numbers.lhs_spec[2:], spec.padding, strict=True
+    ):
+        edges[axis] = (low, high, 0)
+    # Else XLA takes the padding back into the convolution.
+    x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))
+    return conv(spec.replace(padding=((0, 0),) * len(spec.padding)), x, kernel)
