@@ -10,6 +10,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxconv.algorithms import (
@@ -70,6 +71,13 @@ NEARLY = 0.9
 Over 307 random dense kernel gradients on an AMD EPYC with AVX-512, the choice takes
 1.07 times as long as the best in geometric mean, and stock 1.6 times as long as it.
 With 0.7 it takes 1.12 times as long, with 1.2 1.09 times.
+"""
+
+OWN = 0.75 if jax.__version_info__ < (0, 11) else 1.0
+"""XLA's own kernel gradients over the estimate of them, by version of jax.
+
+They were Eigen's until 0.10.2, 5.8 ms for 3x3 at 7x7 with 512 channels and features and
+patches 6.7; later YNNPACK's, 7.2 and 5.2 ms (AMD EPYC with AVX-512).
 """
 
 SLICE = 128
@@ -231,7 +239,7 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
     if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
         return Plan("patches_gradient", "a product of strided entries")
     costs = {
-        "direct": NEARLY * direct.gradient_cost(problem, processor),
+        "direct": NEARLY * OWN * direct.gradient_cost(problem, processor),
         "patches_gradient": patches_gradient.cost(problem, processor),
     }
     if max(spec.rhs_dilation) == 1:

