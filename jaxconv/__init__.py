@@ -2,6 +2,7 @@
 
 from jaxconv import lax as lax
 from jaxconv import testing as testing
+from jaxconv.explanation import explain as explain
 from jaxconv.functional import ConvParams as ConvParams
 from jaxconv.functional import conv as conv
 from jaxconv.functional import conv_forward as conv_forward
@@ -15,5 +16,6 @@ from jaxconv.functional import init_conv_params as init_conv_params
 from jaxconv.lax import conv_general_dilated as conv_general_dilated
 from jaxconv.layer import ConvOptions as ConvOptions
 from jaxconv.layer import ConvTransposeOptions as ConvTransposeOptions
+from jaxconv.transform import accelerate as accelerate
 
 __version__ = "0.1.0"

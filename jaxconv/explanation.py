@@ -1,0 +1,171 @@
+"""`explain(fn, *args)`: which convolutions a function has, and what becomes of them."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxconv.planner import plan
+from jaxconv.spec import ConvProblem
+from jaxconv.transform import conv_params, demand_callable, programs_in, trace
+
+OPAQUE = ("custom_partitioning", "ffi_call", "io_callback", "pure_callback")
+"""Primitives that call what is no JAX program: what they compute stays what it is."""
+
+
+class ExplainedConv(NamedTuple):
+    """One convolution of a program.
+
+    Attributes:
+      where: the names of the functions and scopes around it.
+      role: "forward", "input gradient" or "kernel gradient" of a differentiated
+        function, or "plain".
+      times: how often `scan` repeats it, as `while` does not tell.
+      problem: its shapes and geometry.
+      algorithm: the one that the planner chose for it.
+      reason: why.
+    """
+
+    where: str
+    role: str
+    times: int
+    problem: ConvProblem
+    algorithm: str
+    reason: str
+
+    @property
+    def flops(self) -> int:
+        """Additions and multiplications of its sum, padding included, once."""
+        problem = self.problem
+        terms = problem.channels * math.prod(problem.kernel_spatial)
+        products = math.prod(problem.output_shape) * terms
+        return 2 * products // math.prod(problem.spec.lhs_dilation)
+
+    @property
+    def bytes(self) -> int:
+        """Of the two operands and of the result, once."""
+        problem = self.problem
+        operands = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
+        result = math.prod(problem.output_shape) * problem.output_dtype.itemsize
+        return operands * problem.dtype.itemsize + result
+
+
+class Explanation(NamedTuple):
+    """What `explain` found; printed, a table.
+
+    Attributes:
+      convolutions: one entry for each.
+      opaque: primitives that cannot be looked into, and how many there are of each.
+    """
+
+    convolutions: tuple[ExplainedConv, ...]
+    opaque: dict[str, int]
+
+    def __str__(self) -> str:
+        """One line for each convolution, below a line of headings."""
+        head = ("role", "x", "kernel", "y", "MFLOP", "MB", "algorithm", "where", "why")
+        rows = [
+            (
+                conv.role if conv.times == 1 else f"{conv.role}, {conv.times} times",
+                *(
+                    "x".join(map(str, shape))
+                    for shape in (
+                        conv.problem.x_shape,
+                        conv.problem.kernel_shape,
+                        conv.problem.output_shape,
+                    )
+                ),
+                f"{conv.flops / 1e6:.3g}",
+                f"{conv.bytes / 1e6:.3g}",
+                conv.algorithm,
+                conv.where,
+                conv.reason,
+            )
+            for conv in self.convolutions
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)
+        ]
+        if not rows:
+            lines = ["no convolutions"]
+        lines += [
+            f"left as they are, as they cannot be looked into: {count} {name}"
+            for name, count in self.opaque.items()
+        ]
+        return "\n".join(lines)
+
+
+def explain(fn: Callable, *args: Any, **kwargs: Any) -> Explanation:
+    """Tell which convolutions `fn` has, and how jaxconv computes each.
+
+    Args:
+      fn: a function of arrays, accelerated or not.
+      *args: its arguments; arrays may be given as `jax.ShapeDtypeStruct`.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The convolutions in the order of the program, as a table when printed.
+
+    Raises:
+      TypeError: if `fn` is not callable.
+
+    Source: `jaxconv.planner.plan`, for the platform that JAX computes on by default.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def loss(kernel, x):
+      ...     return jax.lax.conv(x, kernel, (1, 1), "SAME").sum()
+      >>> kernel, x = jnp.ones((4, 3, 3, 3)), jnp.ones((1, 3, 8, 8))
+      >>> explanation = explain(jax.value_and_grad(loss), kernel, x)
+      >>> [conv.role for conv in explanation.convolutions]
+      ['forward', 'kernel gradient']
+    """
+    demand_callable("explain", fn)
+    opaque: dict[str, int] = {}
+    jaxpr = trace(fn, args, kwargs).jaxpr
+    return Explanation(tuple(_explained(jaxpr, (), 1, opaque)), opaque)
+
+
+def _explained(
+    jaxpr: Any, around: tuple[str, ...], times: int, opaque: dict[str, int]
+) -> Iterator[ExplainedConv]:
+    """The convolutions of a program and of the programs in it."""
+    for equation in jaxpr.eqns:
+        own = str(equation.source_info.name_stack)
+        where = (*around, own) if own else around
+        name, params = equation.primitive.name, conv_params(equation)
+        if params is not None:
+            yield _of(equation, params, where, times)
+        if name in OPAQUE:
+            opaque[name] = opaque.get(name, 0) + 1
+        called = equation.params.get("name")
+        inner = (*where, f"{name}({called})" if isinstance(called, str) else name)
+        length = equation.params.get("length", 1) if name == "scan" else 1
+        for program in programs_in(equation):
+            yield from _explained(program, inner, times * length, opaque)
+
+
+def _of(
+    equation: Any, params: dict[str, Any], where: tuple[str, ...], times: int
+) -> ExplainedConv:
+    x, kernel = (atom.aval for atom in equation.invars)
+    problem = ConvProblem(
+        x_shape=x.shape, kernel_shape=kernel.shape, dtype=x.dtype, **params
+    )
+    chosen = plan(problem, jax.default_backend())
+    path = "/".join(where)
+    return ExplainedConv(
+        path, _role(problem, path), times, problem, chosen.algorithm, chosen.reason
+    )
+
+
+def _role(problem: ConvProblem, where: str) -> str:
+    """What the convolution is in the function that was differentiated, if any."""
+    batch, channel = problem.spec.dimension_numbers.lhs_spec[:2]
+    if channel < batch:  # the images are summed over
+        return "kernel gradient"
+    if "transpose(" in where:
+        return "input gradient"
+    return "forward" if "jvp(" in where else "plain"

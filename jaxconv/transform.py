@@ -1,0 +1,286 @@
+"""`accelerate(fn)`: every convolution in a function's program, replaced by jaxconv's.
+
+A JAX function is a program, its jaxpr, whose equations hold the programs of jit, scan,
+cond, checkpoint and others among their parameters. A convolution is one equation
+
+    y = conv_general_dilated[window_strides, padding, ...] x k
+
+wherever it stands, also where it is the gradient of another. It is replaced by
+
+    y = jaxconv[spec, ...] x k
+
+of the same operands and type, and so nothing around it need be understood: an equation
+whose programs have changed is the same equation with other programs in it. Names,
+donation, shardings, the structure of loops and effects stay what they are. What stands
+among an equation's parameters as a function follows: the derivative rules of
+`custom_jvp` and `custom_vjp` when they are asked for, and the policies of `checkpoint`,
+which know lax's convolution by its primitive.
+"""
+
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive, jaxpr_as_fun
+from jax.extend.core.primitives import conv_general_dilated_p
+
+from jaxconv.primitive import conv_p
+from jaxconv.spec import ConvSpec
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
+    """The same function, with every convolution in it computed by jaxconv.
+
+    Each y[n, f, o] = Σ_{c, t} x̃[n, c, s·o + d·t − p] · k[f, c, t] in its program, the
+    gradients of others among them, is computed by the algorithm that the planner
+    chooses. `fn` may be a model, a loss, a gradient or a whole training step, jitted or
+    not; the result may be jitted, differentiated, mapped and rematerialised.
+
+    Args:
+      fn: a function of arrays, in pytrees of any kind. Arguments that are no JAX
+        arrays, among them numbers and NumPy arrays, reach it as they are.
+
+    Returns:
+      A function with the signature of `fn`. It traces `fn` each time that it is called,
+      so that `jax.jit` belongs around it.
+
+    Raises:
+      TypeError: if `fn` is not callable, or, when called, returns what is no array.
+
+    Source: the equations of a program are replaced one by one; see docs/accelerate.md.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def loss(kernel, x):
+      ...     return jax.lax.conv(x, kernel, (2, 2), "SAME").sum()
+      >>> kernel, x = jnp.ones((4, 3, 3, 3)), jnp.ones((1, 3, 8, 8))
+      >>> step = jax.jit(accelerate(jax.grad(loss)))
+      >>> step(kernel, x).shape
+      (4, 3, 3, 3)
+      >>> "conv_general_dilated" in str(jax.make_jaxpr(step)(kernel, x))
+      False
+    """
+    demand_callable("accelerate", fn)
+
+    @functools.wraps(fn)
+    def accelerated(*args: P.args, **kwargs: P.kwargs) -> R:
+        program = trace(fn, args, kwargs)
+        for path, value in program.others.items():
+            if not isinstance(value, (np.ndarray, np.generic, *_NUMBERS)):
+                raise TypeError(
+                    f"accelerate: {name_of(fn)} must return arrays, but returned "
+                    f"{value!r} of type {type(value).__name__} as result{path}. Leave "
+                    "it out, or accelerate the function that computes the arrays."
+                )
+        return program.run(rewritten(program.jaxpr))
+
+    return accelerated
+
+
+_NUMBERS = (bool, int, float, complex)
+
+
+def demand_callable(caller: str, fn: Any) -> None:
+    """Refuse what cannot be traced, among it the result of a call."""
+    if not callable(fn):
+        raise TypeError(
+            f"{caller}: fn must be a function, but got {fn!r} of type "
+            f"{type(fn).__name__}. Pass the function itself and not its result, as in "
+            f"{caller}(train_step)."
+        )
+
+
+def name_of(fn: Any) -> str:
+    """What the user calls the function."""
+    return getattr(fn, "__name__", None) or type(fn).__name__
+
+
+class Program(NamedTuple):
+    """A function traced on some arguments.
+
+    Attributes:
+      jaxpr: its program, from the arrays among the arguments to those it returned.
+      arrays: the former.
+      others: what else it returned, by its path.
+      returned: where each of both belongs.
+    """
+
+    jaxpr: Any
+    arrays: list[jax.Array]
+    others: dict[str, Any]
+    returned: Callable[[list[jax.Array]], Any]
+
+    def run(self, jaxpr: Any) -> Any:
+        """What the function returns, computed by another program of the same type."""
+        return self.returned(jaxpr_as_fun(jaxpr)(*self.arrays))
+
+
+def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
+    """The program of `fn` on these arguments, of which arrays may be given by type."""
+    arrays, with_arrays, _ = _split((args, kwargs))
+    result: Any = None
+
+    def of_arrays(*arrays: jax.Array) -> list[jax.Array]:
+        nonlocal result
+        args, kwargs = with_arrays(list(arrays))
+        result = _split(fn(*args, **kwargs))
+        return result[0]
+
+    of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)  # JAX's errors tell it
+    jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
+    _, returned, others = result
+    return Program(jaxpr, arrays, others, returned)
+
+
+def _split(tree: Any) -> tuple[list, Callable[[list], Any], dict[str, Any]]:
+    """Arrays of a pytree, the pytree with others in their place, and what else it has.
+
+    JAX arrays alone are traced: a number or a NumPy array may be what decides, by its
+    value, what the function does.
+    """
+    leaves, structure = jax.tree.flatten_with_path(tree)
+    traced = [isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) for _, leaf in leaves]
+    arrays = list(itertools.compress((leaf for _, leaf in leaves), traced))
+    others = {
+        jax.tree_util.keystr(path): leaf
+        for (path, leaf), is_array in zip(leaves, traced, strict=True)
+        if not is_array
+    }
+
+    def with_arrays(arrays: list) -> Any:
+        own = {True: iter(arrays), False: iter(others.values())}
+        return jax.tree.unflatten(structure, [next(own[place]) for place in traced])
+
+    return arrays, with_arrays, others
+
+
+_REWRITTEN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""Programs by those that they replace, None for the same.
+
+JAX knows a program by its identity. A jitted function that is called again has the same
+one, which is to stay the same here, or JAX would compile it once more.
+"""
+
+
+def rewritten(jaxpr: Any) -> Any:
+    """The program with every convolution replaced; itself, if it has none."""
+    if jaxpr not in _REWRITTEN:
+        if isinstance(jaxpr, Jaxpr):
+            equations = [_replaced(equation) for equation in jaxpr.eqns]
+            changed = any(map(_is_not, equations, jaxpr.eqns))
+            new = jaxpr.replace(eqns=equations) if changed else None
+        else:
+            inner = rewritten(jaxpr.jaxpr)
+            new = None if inner is jaxpr.jaxpr else jaxpr.replace(jaxpr=inner)
+        _REWRITTEN[jaxpr] = new
+    new = _REWRITTEN[jaxpr]
+    return jaxpr if new is None else new
+
+
+def _is_program(value: Any) -> bool:
+    """Whether it is a jaxpr; older versions keep its constants in a type around it."""
+    return isinstance(value, Jaxpr) or isinstance(getattr(value, "jaxpr", None), Jaxpr)
+
+
+def _is_not(new: Any, old: Any) -> bool:
+    return new is not old
+
+
+def _replaced(equation: JaxprEqn) -> JaxprEqn:
+    """The equation, if it is a convolution that of jaxconv, or with other programs."""
+    if equation.primitive is conv_general_dilated_p:
+        return equation.replace(primitive=conv_p, params=conv_params(equation))
+    params = {name: _within(value) for name, value in equation.params.items()}
+    changed = any(map(_is_not, params.values(), equation.params.values()))
+    is_vjp = "fwd_jaxpr_thunk" in params  # its rules may have them where it has none
+    if not changed and not is_vjp:
+        return equation
+    for name, follow in _FUNCTIONS.items():
+        if params.get(name) is not None:
+            params[name] = follow(params[name])
+    return equation.replace(params=params)
+
+
+def _within(value: Any) -> Any:
+    """A parameter, with its programs rewritten."""
+    if _is_program(value):
+        return rewritten(value)
+    if not isinstance(value, tuple):
+        return value
+    items = [_within(item) for item in value]
+    if not any(map(_is_not, items, value)):
+        return value
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def _jaxpr_rule(rule: Callable, *args: Any) -> Any:
+    """A rule that returns a program and more."""
+    jaxpr, *rest = rule(*args)
+    return rewritten(jaxpr), *rest
+
+
+def _array_rule(rule: Callable, *args: Any) -> Any:
+    """A rule that returns arrays, among others."""
+    program = trace(rule, args, {})
+    return program.run(rewritten(program.jaxpr))
+
+
+def _follow(rule: Callable, function: Any) -> Any:
+    """A function in JAX's own wrapper, with `rule` around it."""
+    return function.wrap(rule, (), None)
+
+
+@functools.lru_cache(maxsize=256)
+def _policy(policy: Callable) -> Callable:
+    """A policy of `checkpoint`, asked about lax's convolution instead of ours."""
+
+    @functools.wraps(policy)
+    def asked(primitive: Primitive, *args: Any, **params: Any) -> Any:
+        if primitive is conv_p:
+            spec: ConvSpec = params.pop("spec")
+            params = {**{name: getattr(spec, name) for name in _FIELDS}, **params}
+            primitive = conv_general_dilated_p
+        return policy(primitive, *args, **params)
+
+    return asked
+
+
+_FIELDS = tuple(ConvSpec.__dataclass_fields__)
+
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "jvp_jaxpr_fun": functools.partial(_follow, _jaxpr_rule),
+    "fwd_jaxpr_thunk": functools.partial(_follow, _jaxpr_rule),
+    "bwd": functools.partial(_follow, _array_rule),
+    "rule": functools.partial(functools.partial, _array_rule),
+    "policy": _policy,
+}
+"""What becomes of the functions among an equation's parameters, by their names."""
+
+
+def conv_params(equation: JaxprEqn) -> dict[str, Any] | None:
+    """The parameters of `conv_p` if the equation is a convolution, lax's or ours."""
+    if equation.primitive is conv_p:
+        return equation.params
+    if equation.primitive is not conv_general_dilated_p:
+        return None
+    params = dict(equation.params)
+    spec = ConvSpec(**{name: params.pop(name) for name in _FIELDS})
+    return {"spec": spec, **params}
+
+
+def programs_in(equation: JaxprEqn) -> Iterator[Any]:
+    """The programs among an equation's parameters."""
+    values = list(equation.params.values())
+    while values:
+        value = values.pop()
+        if _is_program(value):
+            yield value
+        elif isinstance(value, tuple):
+            values.extend(value)

@@ -1,0 +1,464 @@
+"""accelerate replaces every convolution, wherever it stands, and nothing else."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxconv
+from jaxconv import accelerate, explain
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.transform import programs_in
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+X = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+KERNEL = jax.random.normal(jax.random.key(1), (3, 3, 4, 4)) / 6
+
+
+def conv(kernel, x):
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+
+
+def block(kernel, x):
+    return jnp.tanh(conv(kernel, x))
+
+
+def repeated(kernel, x):
+    def step(x, _):
+        return block(kernel, x), x.sum()
+
+    return lax.scan(step, x, None, length=3)
+
+
+def until(kernel, x):
+    def step(carry):
+        return carry[0] + 1, block(kernel, carry[1])
+
+    return lax.while_loop(lambda carry: carry[0] < 3, step, (0, x))[1]
+
+
+def either(kernel, x):
+    return lax.cond(
+        x.sum() > 0, block, lambda kernel, x: conv(kernel, 2 * x), kernel, x
+    )
+
+
+def switched(kernel, x):
+    return lax.switch(x.astype(int)[0, 0, 0, 0] % 3, [block, conv, block], kernel, x)
+
+
+@jax.custom_jvp
+def with_jvp(kernel, x):
+    return conv(kernel, x)
+
+
+@with_jvp.defjvp
+def _(primals, tangents):
+    (kernel, x), (dkernel, dx) = primals, tangents
+    return with_jvp(kernel, x), conv(dkernel, x) + conv(kernel, dx)
+
+
+@jax.custom_vjp
+def with_vjp(kernel, x):
+    return conv(kernel, x)
+
+
+def _backward(residuals, g):
+    return jax.vjp(conv, *residuals)[1](g)
+
+
+with_vjp.defvjp(lambda kernel, x: (conv(kernel, x), (kernel, x)), _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def with_static(kernel, x, scale):
+    return conv(kernel, scale * x)
+
+
+with_static.defvjp(
+    lambda kernel, x, scale: (conv(kernel, scale * x), (kernel, x)),
+    lambda scale, residuals, g: _backward(residuals, scale * g),
+)
+
+
+@jax.custom_vjp
+def only_backward(kernel, x):
+    return x * kernel.sum()
+
+
+only_backward.defvjp(
+    lambda kernel, x: (x * kernel.sum(), (kernel, x)), lambda r, g: _backward(r, g)
+)
+
+
+@jax.custom_batching.custom_vmap
+def with_vmap(kernel, x):
+    return conv(kernel, x)
+
+
+@with_vmap.def_vmap
+def _(size, mapped, kernel, x):
+    y = conv(kernel, x.reshape(-1, *x.shape[2:]))
+    return y.reshape(size, -1, *y.shape[1:]), True
+
+
+def solve(kernel, x):
+    # (1 + small convolution) y = x
+    def matvec(y):
+        return y + conv(kernel * 1e-2, y)
+
+    def by_iteration(matvec, b):
+        return b - matvec(b) + b
+
+    return lax.custom_linear_solve(
+        matvec, x, by_iteration, transpose_solve=by_iteration
+    )
+
+
+def on_shards(kernel, x):
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = (PartitionSpec(), PartitionSpec("i"))
+    shard_map = jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=specs[1])
+    return shard_map(kernel, x)
+
+
+FUNCTIONS = {
+    "plain": conv,
+    "jit": jax.jit(block),
+    "scan": repeated,
+    "while": until,
+    "cond": either,
+    "switch": switched,
+    "checkpoint": jax.checkpoint(block),
+    "checkpoint.policy": jax.checkpoint(
+        block, policy=jax.checkpoint_policies.dots_saveable
+    ),
+    "vmap": jax.vmap(lambda kernel, x: block(kernel, x[None])[0], (None, 0)),
+    "map": lambda kernel, x: lax.map(lambda x: block(kernel, x[None])[0], x),
+    "custom_jvp": with_jvp,
+    "custom_vjp": with_vjp,
+    "custom_vjp.nondiff": lambda kernel, x: with_static(kernel, x, 2.0),
+    "custom_vjp.backward": only_backward,
+    "custom_vmap": with_vmap,
+    "linear_solve": solve,
+    "shard_map": on_shards,
+    "nested": jax.jit(lambda kernel, x: jax.checkpoint(repeated)(kernel, x)),
+}
+DIFFERENTIABLE = sorted(FUNCTIONS.keys() - {"while", "custom_vmap"})
+
+
+def gradient(fn):
+    def loss(kernel, x):
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(fn(kernel, x)))
+
+    return jax.grad(loss, (0, 1))
+
+
+def names(jaxpr):
+    """The primitives of a program and of those within it."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for program in programs_in(equation):
+            yield from names(program)
+
+
+def count(fn, *args):
+    """How many convolutions of (lax, jaxconv) the program of `fn` has."""
+    found = list(names(jax.make_jaxpr(fn)(*args)))
+    return found.count("conv_general_dilated"), found.count("jaxconv")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_convolution_is_replaced(name):
+    fn = FUNCTIONS[name]
+    stock, none = count(fn, KERNEL, X)
+    assert none == 0 and (stock > 0 or name == "custom_vjp.backward")
+    assert count(accelerate(fn), KERNEL, X) == (0, stock)
+    for run in (lambda fn: fn, jax.jit):
+        chex.assert_trees_all_close(
+            run(accelerate(fn))(KERNEL, X), fn(KERNEL, X), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_inside_and_outside(name):
+    fn = FUNCTIONS[name]
+    expected = gradient(fn)(KERNEL, X)
+    stock, _ = count(gradient(fn), KERNEL, X)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in expected)
+    for fast in (
+        gradient(accelerate(fn)),
+        accelerate(gradient(fn)),
+        accelerate(jax.jit(gradient(fn))),
+        jax.jit(gradient(jax.jit(accelerate(fn)))),
+    ):
+        left, ours = count(fast, KERNEL, X)
+        # One less where JAX removed what it does not need.
+        assert left == 0 and stock - (name == "linear_solve") <= ours <= stock
+        chex.assert_trees_all_close(
+            fast(KERNEL, X), expected, rtol=0, atol=1e-5 * scale
+        )
+
+
+@pytest.mark.parametrize("name", ["plain", "scan", "checkpoint", "custom_jvp"])
+def test_second_derivatives_and_maps(name):
+    fn = FUNCTIONS[name]
+    tangents = jnp.ones_like(KERNEL), X / 2
+
+    def hessian_vector(fn):
+        return jax.jvp(gradient(fn), (KERNEL, X), tangents)
+
+    def per_example(fn):
+        one = gradient(lambda kernel, x: fn(kernel, x[None]))
+        return jax.vmap(one, (None, 0))(KERNEL, X)
+
+    for of in (hessian_vector, per_example):
+        expected = of(fn)
+        scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+        for fast in (of(accelerate(fn)), accelerate(lambda: of(fn))()):  # noqa: B023
+            chex.assert_trees_all_close(fast, expected, rtol=0, atol=2e-5 * scale)
+
+
+def test_rules_of_custom_vmap_are_followed():
+    def mapped(fn):
+        return jax.vmap(fn, (None, 0))
+
+    for fast in (accelerate(mapped(with_vmap)), mapped(accelerate(with_vmap))):
+        assert count(fast, KERNEL, X[:, None]) == (0, 1)
+        chex.assert_trees_all_close(
+            fast(KERNEL, X[:, None])[:, 0], conv(KERNEL, X), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_what_stands_around_survives():
+    def step(kernel, x):
+        with jax.named_scope("encoder"):
+            y = conv(kernel, x)
+        jax.debug.print("sum {}", y.sum())
+        return y + x
+
+    devices = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(devices, PartitionSpec("i"))
+    jitted = jax.jit(
+        step, donate_argnums=1, in_shardings=(None, rows), out_shardings=rows
+    )
+    equations = [
+        jax.make_jaxpr(fn)(KERNEL, X).eqns[0] for fn in (jitted, accelerate(jitted))
+    ]
+    before, after = ({**equation.params} for equation in equations)
+    assert "conv_general_dilated[" in str(before.pop("jaxpr"))
+    inner = after.pop("jaxpr")
+    assert "jaxconv[" in str(inner) and "debug" in str(inner)
+    assert before == after and before["donated_invars"] == (False, True)
+    assert equations[0].effects == equations[1].effects
+    text = jax.jit(accelerate(step)).lower(KERNEL, X).as_text(debug_info=True)
+    assert "encoder" in text
+    donated = jnp.array(X)
+    accelerate(jax.jit(step, donate_argnums=1))(KERNEL, donated)
+    assert donated.is_deleted()
+
+
+def test_effects_happen(capfd):
+    def step(x):
+        jax.debug.print("mean {m}", m=x.mean())
+        return conv(KERNEL, x)
+
+    accelerate(step)(jnp.zeros_like(X))
+    jax.effects_barrier()
+    assert capfd.readouterr().out == "mean 0.0\n"
+
+
+def test_programs_without_a_convolution_are_left_untouched():
+    @jax.jit
+    def inner(x):
+        return jax.nn.relu(lax.fori_loop(0, 3, lambda _, x: jnp.sin(x), x))
+
+    plain, fast = (jax.make_jaxpr(fn)(X) for fn in (inner, accelerate(inner)))
+    assert plain.eqns[0].params["jaxpr"] is fast.eqns[0].params["jaxpr"]
+
+
+def test_a_jitted_function_is_compiled_once():
+    traced = []
+
+    @jax.jit
+    def step(x):
+        traced.append(x.shape)
+        return conv(KERNEL, x)
+
+    fast = accelerate(step)
+    programs = [jax.make_jaxpr(fast)(X).eqns[0].params["jaxpr"] for _ in range(2)]
+    assert programs[0] is programs[1]
+    for _ in range(3):
+        fast(X)
+    fast(X[:1])
+    assert traced == [X.shape, X[:1].shape]
+
+
+def test_policies_see_lax_convolutions():
+    def blocks(kernel, x):
+        return jnp.sin(conv(kernel, jnp.sin(conv(kernel, x)))).sum()
+
+    counts = []
+    for policy in (None, jax.checkpoint_policies.dots_saveable):
+        fn = jax.checkpoint(blocks, policy=policy)
+        stock, _ = count(jax.grad(fn), KERNEL, X)
+        assert count(jax.grad(accelerate(fn)), KERNEL, X) == (0, stock)
+        counts.append(stock)
+    assert counts[0] > counts[1]  # saved, and not computed again
+
+
+def test_arguments_of_every_kind():
+    @functools.partial(jax.jit, static_argnums=1, static_argnames="mode")
+    def fn(params, strides, x, *, mode, extra=None):
+        assert extra is None or extra["none"] is None
+        y = lax.conv(x, params["kernel"], (strides, strides), "SAME")
+        return {"y": y if mode == "plain" else -y, "none": None, "number": 3}
+
+    params, x = {"kernel": jnp.ones((4, 3, 3, 3)), "bias": None}, jnp.ones((1, 3, 8, 8))
+    for extra in (None, {"none": None, "array": np.ones(3)}):
+        for strides, mode in ((1, "plain"), (2, "plain"), (2, "negative")):
+            options = {"mode": mode, "extra": extra}
+            actual = accelerate(fn)(params, strides, x, **options)
+            chex.assert_trees_all_close(actual, fn(params, strides, x, **options))
+    assert count(lambda x: accelerate(fn)(params, 2, x, mode="plain"), x) == (0, 1)
+
+
+def test_values_that_decide_stay_values():
+    def fn(x, repeats, axes):
+        for _ in range(repeats):
+            x = conv(KERNEL, x)
+        return (x.transpose(axes), repeats)
+
+    y, repeats = accelerate(fn)(X, 2, np.array([3, 0, 1, 2]))
+    assert y.shape == (4, 2, 8, 8) and repeats == 2
+
+
+def test_closures_over_traced_values():
+    def loss(kernel):
+        def layer(x):
+            return conv(kernel, x)
+
+        return (accelerate(layer)(X) ** 2).sum()
+
+    def stock(kernel):
+        return (conv(kernel, X) ** 2).sum()
+
+    chex.assert_trees_all_close(
+        jax.jit(jax.grad(loss))(KERNEL), jax.grad(stock)(KERNEL), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_accelerated_twice_and_with_jaxconv_inside():
+    def fn(kernel, x):
+        return jaxconv.conv_forward({"kernel": kernel}, conv(kernel, x))
+
+    for fast in (accelerate(fn), accelerate(accelerate(fn))):
+        assert count(fast, KERNEL, X) == (0, 2)
+
+
+def test_the_compiled_program_is_that_of_jaxconv():
+    def forward(kernel, x):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=4
+        )
+
+    def ours(kernel, x):
+        return jaxconv.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=4
+        )
+
+    kernel = KERNEL[:, :, :1]
+    texts = [
+        re.sub(r"module @\w+", "", jax.jit(fn).lower(kernel, X).as_text())
+        for fn in (accelerate(forward), ours, forward)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_tracing_costs_at_most_twice_as_much():
+    def step(kernel, x):
+        for _ in range(30):
+            x = block(kernel, x)
+        return jax.grad(lambda kernel: conv(kernel, x).sum())(kernel)
+
+    def programs(fn):
+        equations = jax.make_jaxpr(fn)(KERNEL, X).eqns
+        return len(equations)
+
+    # As many equations are bound again as the program has at its top level.
+    assert programs(accelerate(step)) == programs(step)
+
+
+def test_bad_input():
+    with pytest.raises(
+        TypeError, match=r"accelerate: fn must be a function, but got 3"
+    ):
+        accelerate(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"explain: fn must be a function"):
+        explain(X, X)  # type: ignore[arg-type]
+
+    def forward(x):
+        return {"y": x, "name": "encoder"}
+
+    message = r"accelerate: forward must return arrays.*'encoder'.*str.*\['name'\]"
+    with pytest.raises(TypeError, match=message):
+        accelerate(forward)(X)
+    kept = []
+
+    def leaking(x):
+        kept.append(conv(KERNEL, x))
+        return x
+
+    accelerate(leaking)(X)
+    with pytest.raises(jax.errors.UnexpectedTracerError, match="leaking"):
+        jnp.sin(kept[0])
+
+
+def test_what_cannot_be_looked_into_runs_as_it_is():
+    def on_host(x):
+        return np.asarray(x) * 2
+
+    def fn(x):
+        y = jax.pure_callback(on_host, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        return conv(KERNEL, y)
+
+    chex.assert_trees_all_close(accelerate(fn)(X), fn(X), rtol=1e-5, atol=1e-5)
+    explanation = explain(fn, X)
+    assert explanation.opaque == {"pure_callback": 1}
+    assert "left as they are" in str(explanation)
+
+
+def test_explain_tells_roles_places_and_costs():
+    def loss(params, x):
+        with jax.named_scope("stem"):
+            y = conv(params["stem"], x)
+        y, _ = lax.scan(lambda y, k: (block(k, y), None), y, params["blocks"])
+        return (y**2).sum()
+
+    params = {"stem": KERNEL, "blocks": jnp.stack([KERNEL] * 3)}
+    types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    found = explain(jax.jit(jax.grad(loss)), types, X)
+    roles = sorted((conv.role, conv.times) for conv in found.convolutions)
+    assert roles == [
+        ("forward", 1),
+        ("forward", 3),
+        ("input gradient", 3),
+        ("kernel gradient", 1),
+        ("kernel gradient", 3),
+    ]
+    for conv_found in found.convolutions:
+        assert conv_found.algorithm in ALGORITHMS and conv_found.reason
+        assert ("stem" in conv_found.where) is (conv_found.times == 1)
+    first = found.convolutions[0]
+    assert first.flops == 2 * 2 * 8 * 8 * 4 * 4 * 9
+    assert first.bytes == 4 * (2 * X.size + KERNEL.size)
+    assert len(str(found).splitlines()) == 6
+    assert explain(conv, KERNEL, X).convolutions[0].role == "plain"
+    assert str(explain(jnp.sin, X)) == "no convolutions"
+    assert explain(accelerate(conv), KERNEL, X) == explain(conv, KERNEL, X)
