@@ -81,6 +81,9 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
                 )
         return program.run(rewritten(program.jaxpr))
 
+    if not jax.tree_util.all_leaves([fn]):
+        # Equinox takes a function that wraps a module for one that has lost its arrays.
+        del accelerated.__wrapped__
     return accelerated
 
 
