@@ -10,7 +10,7 @@ from typing import Any
 from jaxconv.bench.measure import ROLES
 from jaxconv.bench.zoo import SUITES
 
-_EXTRA = "rich", "matplotlib", "optax", "sklearn"
+_EXTRA = "rich", "matplotlib", "optax", "sklearn", "flax"
 _PICTURES = ".png", ".pdf", ".svg", ".jpg"
 
 
@@ -107,7 +107,12 @@ def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench", help="time convolutions and gradients, stock against jaxconv"
     )
-    bench.add_argument("--suite", default="zoo", choices=SUITES, help="which layers")
+    bench.add_argument(
+        "--suite",
+        default="zoo",
+        choices=(*SUITES, "models"),
+        help="which layers, or training steps of whole models",
+    )
     bench.add_argument(
         "--only", type=_names, help="layers of the suite, separated by commas"
     )

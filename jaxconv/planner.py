@@ -292,6 +292,10 @@ def _dilated(problem: ConvProblem) -> Plan | None:
         return None
     if not _is_product_and_scatter(problem):
         return Plan("subpixel", "XLA:CPU multiplies by the zeros of a dilated input")
+    if subpixel.weights(problem) * problem.dtype.itemsize > by_image.BLOCK:
+        return Plan(
+            "direct", "the kernel's phases take more memory than they are worth"
+        )
     costs = {
         "direct": NEARLY * direct.scatter_cost(problem),
         "subpixel": subpixel.cost(problem),
@@ -314,8 +318,10 @@ def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
     if not copies or not large:
         return chosen
     reason = f"bounds the memory of {chosen.algorithm}"
-    single = by_image.image_bytes(problem) > by_image.BLOCK
-    if phases and (single or problem.batch == 1) and by_rows.applies(problem):
+    single = problem.batch == 1 or by_image.image_bytes(problem) > by_image.BLOCK
+    # Rows are cut out of a copy of x with its zeros in place.
+    small = 4 * math.prod(problem.x_shape) <= math.prod(problem.output_shape)
+    if phases and single and small and by_rows.applies(problem):
         return Plan("by_rows", reason)
     return Plan("by_image", reason) if by_image.applies(problem) else chosen
 

@@ -16,11 +16,13 @@ from jaxconv.bench import ROLES, SUITES, ZOO, compare, layer, random_layer, repo
 from jaxconv.bench.accuracy import error_of
 from jaxconv.bench.machine import Machine
 from jaxconv.bench.measure import SLACK, Row, cost, measure, operands, program
+from jaxconv.bench.models import MODELS, training_step
 from jaxconv.bench.peer import Peer
 from jaxconv.bench.regret import choose, problem_of
 from jaxconv.bench.timing import Timing
 from jaxconv.cli import main
 from jaxconv.commands import bench
+from jaxconv.explanation import explain
 from jaxconv.testing import reference_conv_vjp
 
 SMALL = (
@@ -251,6 +253,53 @@ def test_bench_sweeps(small, capsys, monkeypatch):
     assert "speed-up over stock" in printed
     assert "slowest" in printed
     assert "strides (2, 2)" in printed
+
+
+def test_bench_times_training_steps(small, tmp_path, capsys):
+    out, picture = tmp_path / "models.json", tmp_path / "models.png"
+    arguments = ["bench", "--suite", "models", "--only", "vit", "--json", str(out)]
+    assert main([*arguments, "--plot", str(picture)]) == 0
+    assert "difference from stock's gradients" in capsys.readouterr().out
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["layer"], row["role"]) == ("vit", "training_step")
+    assert 0 < row["error"] < 1e-5
+    assert row["flops"] == 2 * (2 * 4 * 14**2 * 384 * 16**2 * 3)  # no dx is needed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_have_what_they_are_known_for(name, small):
+    step, arguments = training_step(name)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments
+    )
+    variables, state, value, gradients = jax.eval_shape(step, *shapes)
+    assert jax.tree.structure(variables) == jax.tree.structure(arguments[0])
+    assert jax.tree.structure(state) == jax.tree.structure(arguments[1])
+    assert value.shape == ()
+    assert jax.tree.structure(gradients) == jax.tree.structure(variables["params"])
+    convolutions = explain(step, *shapes).convolutions
+    roles = {conv.role for conv in convolutions}
+    assert {"forward", "kernel gradient"} <= roles
+    kinds = {
+        "mobilenetv2": lambda conv: conv.problem.spec.groups >= 32,
+        "resnet18": lambda conv: conv.problem.spec.groups == 1,
+        "resnext": lambda conv: conv.problem.spec.groups == 32,
+        "convnext": lambda conv: conv.problem.kernel_spatial == (7, 7),
+        "efficientnet": lambda conv: conv.problem.kernel_spatial == (5, 5),
+        "unet3d": lambda conv: max(conv.problem.spec.lhs_dilation) == 2,
+        "dcgan": lambda conv: max(conv.problem.spec.lhs_dilation) == 2,
+        "tcn": lambda conv: max(conv.problem.spec.rhs_dilation) == 128,
+        "vit": lambda conv: conv.problem.kernel_spatial == (16, 16),
+    }
+    assert any(map(kinds[name], convolutions))
+
+
+def test_models_take_no_roles(small, capsys):
+    assert main(["bench", "--suite", "models", "--roles", "forward"]) == 1
+    assert "whole training steps" in capsys.readouterr().err
+    assert main(["bench", "--suite", "models", "--only", "alexnet"]) == 1
+    assert "Choose from mobilenetv2, resnet18" in capsys.readouterr().err
 
 
 def test_unknown_layers_are_named(small, capsys):

@@ -154,6 +154,12 @@ def _solved(problem: ConvProblem) -> list[Phases | None]:
     ]
 
 
+def weights(problem: ConvProblem) -> int:
+    """Entries of k'."""
+    taps = math.prod(0 if axis is None else axis.taps.size for axis in _solved(problem))
+    return taps * problem.channels * problem.features
+
+
 def cost(problem: ConvProblem) -> float:
     """Seconds, about: products, the arrays, k', and what is transposed.
 
@@ -163,12 +169,11 @@ def cost(problem: ConvProblem) -> float:
     """
     solved = [axis.taps for axis in _solved(problem) if axis is not None]
     windows = math.prod(taps.shape[1] for taps in solved)
-    weights = problem.channels * problem.features * math.prod(t.size for t in solved)
     outputs = math.prod(problem.output_shape)
     products = 2.2e-12 * 2 * outputs * problem.channels * windows
     written = (2e-10 if outputs <= direct.CACHED else 4e-10) * outputs
     moved = 1.5e-10 * math.prod(problem.x_shape) + 2.1e-10 * transposed(problem)
-    return 1.9e-5 + products + written + 6.5e-10 * weights + moved
+    return 1.9e-5 + products + written + 6.5e-10 * weights(problem) + moved
 
 
 def _places(problem: ConvProblem, axes: Sequence[Phases]) -> np.ndarray:

@@ -48,7 +48,14 @@ def summary(rows: Sequence[Row]) -> dict[str, tuple[float, float, str]]:
             {_name(row): row.memory_ratio for row in rows},
             max,
         ),
-        "error over stock's": ({_name(row): row.error for row in rows}, max),
+        "error over stock's": (
+            {_name(row): row.error for row in rows if row.role in ROLES},
+            max,
+        ),
+        "difference from stock's gradients": (
+            {_name(row): row.error for row in rows if row.role not in ROLES},
+            max,
+        ),
         "time over the peer's": (over_peer(rows), max),
     }
     return {
@@ -119,7 +126,7 @@ def table(machine: Machine, rows: Sequence[Row]) -> Any:
             f"{bytes_ / 1e9:.1f} ({bytes_ / machine.copy:.0%})",
             f"{row.compile_ratio:.1f}",
             f"{row.memory_ratio:.2f}",
-            f"{row.error:.2f}",
+            f"{row.error:.2g}",
         ]
         if row.peer is not None:
             cells.append(f"{1e3 * row.peer:.2f}")
@@ -158,7 +165,7 @@ def slowest(cases: Sequence[ConvCase], rows: Sequence[Row], count: int = 10) -> 
 def lines(rows: Sequence[Row]) -> list[str]:
     """The end of the report: geomean and worst of each ratio."""
     return [
-        f"{what}: geomean {mean:.2f}, worst {worst:.2f} ({where})"
+        f"{what}: geomean {mean:.3g}, worst {worst:.3g} ({where})"
         for what, (mean, worst, where) in summary(rows).items()
     ]
 
@@ -196,7 +203,7 @@ def plot(path: Path, machine: Machine, rows: Sequence[Row]) -> None:
     layers = list(dict.fromkeys(row.layer for row in rows))
     figure = Figure(figsize=(8, 1 + 0.36 * len(layers)), layout="constrained")
     axes = figure.subplots()
-    roles = [role for role in ROLES if any(row.role == role for row in rows)]
+    roles = list(dict.fromkeys(row.role for row in rows))
     height = 0.8 / max(len(roles), 1)
     for i, role in enumerate(roles):
         own = [row for row in rows if row.role == role]

@@ -1,8 +1,9 @@
 """``python -m jaxconv bench``: stock against jaxconv, layer by layer, side by side."""
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 
 from jaxconv.bench import report
 from jaxconv.bench.machine import probe
-from jaxconv.bench.measure import measure
+from jaxconv.bench.measure import ROLES, Row, measure
 from jaxconv.bench.peer import Peer, PeerError
 from jaxconv.bench.regret import choose
 from jaxconv.bench.sweep import random_layer
@@ -19,6 +20,9 @@ from jaxconv.cases import ConvCase
 
 WIDTH = 160
 """Columns where the output goes to a file, which wraps no lines."""
+
+MODELS_SUITE = "models"
+"""The suite of `jaxconv.bench.models`, which needs Flax."""
 
 INTERRUPTED = 130
 """Exit status of a command that the user ended, as shells have it."""
@@ -46,8 +50,8 @@ def run(
     """Measure layers, print the table, and write what was asked for.
 
     Args:
-      suite: a key of `jaxconv.bench.zoo.SUITES`.
-      only: names of layers of the suite, or None for all.
+      suite: a key of `jaxconv.bench.zoo.SUITES`, or "models".
+      only: names of layers, or models, of the suite, or None for all.
       roles: some of `jaxconv.bench.measure.ROLES`.
       dtype: name of the operands' dtype.
       rounds: runs of each program, at least.
@@ -68,6 +72,13 @@ def run(
     if not console.is_terminal:
         console = Console(width=WIDTH)
     try:
+        if suite == MODELS_SUITE and sweep is None:
+            if regret or peer or dtype != "float32" or tuple(roles) != ROLES:
+                raise UnknownLayerError(
+                    f"bench: --suite {suite} measures whole training steps in float32. "
+                    "Leave out --regret, --peer, --dtype and --roles."
+                )
+            return _bench(console, *_steps(only, rounds), json, plot)
         cases = _cases(suite, only, sweep, seed)
         wide = dtype == "float64"
         with jax.enable_x64(wide or jax.config.jax_enable_x64):
@@ -75,9 +86,15 @@ def run(
             if regret:
                 return _regret(console, jobs, dtype, rounds)
             with _peer(peer, peer_python) as other:
-                return _bench(
-                    console, jobs, dtype, rounds, other, json, plot, sweep is not None
-                )
+
+                def measured(job: tuple[ConvCase, str]) -> Row:
+                    row = measure(*job, dtype, rounds=rounds)
+                    if other is not None:
+                        row = row._replace(peer=other.seconds(*job, dtype, rounds))
+                    return row
+
+                told = cases if sweep is not None else ()
+                return _bench(console, jobs, measured, json, plot, told)
     except (UnknownLayerError, PeerError) as error:
         print(f"jaxconv: {error}", file=sys.stderr)
         return 1
@@ -89,13 +106,28 @@ def _cases(
     if sweep is not None:
         return [random_layer(seed + i) for i in range(sweep)]
     layers = {case.name: case for case in SUITES[suite]}
-    unknown = [name for name in only or () if name not in layers]
+    return [layers[name] for name in _chosen(suite, only, layers)]
+
+
+def _chosen(suite: str, only: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """Those of the suite's names that were asked for, or all."""
+    unknown = [name for name in only or () if name not in known]
     if unknown:
         raise UnknownLayerError(
             f"bench: layers must be of suite {suite}, but got --only "
-            f"{','.join(unknown)}. Choose from {', '.join(layers)}."
+            f"{','.join(unknown)}. Choose from {', '.join(known)}."
         )
-    return [layers[name] for name in only or layers]
+    return list(only or known)
+
+
+def _steps(
+    only: Sequence[str] | None, rounds: int
+) -> tuple[list[str], Callable[[str], Row]]:
+    """Names of models, and what measures a training step of one."""
+    from jaxconv.bench.models import MODELS, measure_model
+
+    names = _chosen(MODELS_SUITE, only, MODELS)
+    return names, functools.partial(measure_model, rounds=rounds)
 
 
 def _peer(name: str | None, python: str | None) -> Any:
@@ -110,29 +142,24 @@ def _tracked(console: Any, jobs: Sequence, what: str) -> Iterator:
 
 def _bench(
     console: Any,
-    jobs: Sequence[tuple[ConvCase, str]],
-    dtype: str,
-    rounds: int,
-    other: Any,
+    jobs: Sequence,
+    measured: Callable[[Any], Row],
     json: Path | None,
     plot: Path | None,
-    slowest: bool,
+    cases: Sequence[ConvCase] = (),
 ) -> int:
-    """Stock against jaxconv, and the peer where there is one."""
+    """Stock against jaxconv, job by job; and which of `cases` gain least."""
     probed, rows = probe(), []
     try:
-        for case, role in _tracked(console, jobs, "measuring"):
-            row = measure(case, role, dtype, rounds=rounds)
-            if other is not None:
-                row = row._replace(peer=other.seconds(case, role, dtype, rounds))
-            rows.append(row)
+        for job in _tracked(console, jobs, "measuring"):
+            rows.append(measured(job))
             if json is not None:
                 report.write_json(json, probed, rows, complete=len(rows) == len(jobs))
     except KeyboardInterrupt:
         console.print(f"[red]Interrupted[/] after {len(rows)} of {len(jobs)}.")
     console.print(report.table(probed, rows))
-    if slowest:
-        console.print(report.slowest([case for case, _ in jobs], rows))
+    if cases:
+        console.print(report.slowest(cases, rows))
     console.print(
         f"This machine: {probed.gemm / 1e9:.0f} GFLOP/s in a matrix product, "
         f"{probed.copy / 1e9:.1f} GB/s in a copy."
