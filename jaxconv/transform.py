@@ -54,7 +54,7 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     Raises:
       TypeError: if `fn` is not callable, or, when called, returns what is no array.
 
-    Source: the equations of a program are replaced one by one; see docs/accelerate.md.
+    Source: the equations of a program are replaced one by one; see docs/frameworks.md.
 
     Example:
       >>> import jax.numpy as jnp

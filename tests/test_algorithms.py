@@ -167,6 +167,14 @@ def test_large_images_are_taken_by_rows():
     assert memory.temp_size_in_bytes < 8 << 20  # y has 51 MB
 
 
+@pytest.mark.parametrize("role", ROLES[:2])
+def test_few_outputs_of_many_weights_are_products_of_patches(role):
+    late = layer("", 1, (7, 7), 1024, 256, (3, 3), padding=(1, 1))
+    assert plan(problem_in(late, role, jnp.float32), "cpu").algorithm == "patches"
+    early = layer("", 8, (28, 28), 128, 128, (3, 3), padding=(1, 1))
+    assert plan(problem_in(early, role, jnp.float32), "cpu").algorithm != "patches"
+
+
 @pytest.mark.parametrize("points", [1, 2, 4])
 def test_windows_of_more_taps_than_the_input_has_entries_are_padded(points):
     case = layer("", 8, (points, points), 64, 64, (5, 5), padding=(2, 2))

@@ -92,6 +92,25 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     return 7e-5 + read * rows * window + flops / rate
 
 
+def dense_cost(problem: ConvProblem) -> float:
+    """Seconds, about, of a dense convolution of few outputs and many weights.
+
+    XLA:CPU orders the weights first: as many as there are, and five times as slowly
+    where the features do not stand last, as in input gradients. Fitted as the dense
+    cost of `patches` is.
+    """
+    weights, flops = math.prod(problem.kernel_shape), products(problem)
+    feature, in_feature, *_ = problem.spec.dimension_numbers.rhs_spec
+    ordered = 2.3e-10 if in_feature < feature else 1.2e-9
+    return 1e-5 + ordered * weights + 3e-12 * flops
+
+
+def products(problem: ConvProblem) -> int:
+    """Multiplications and additions of the whole sum."""
+    outputs = problem.batch * math.prod(problem.output_spatial)
+    return 2 * outputs * math.prod(problem.kernel_shape)
+
+
 def grouped_cost(problem: ConvProblem) -> float:
     """Seconds, about, of a grouped convolution by XLA:CPU.
 
