@@ -10,7 +10,7 @@ from jaxconv.planner import plan
 from jaxconv.spec import ConvProblem
 from jaxconv.transform import conv_params, demand_callable, programs_in, trace
 
-OPAQUE = ("custom_partitioning", "ffi_call", "io_callback", "pure_callback")
+OPAQUE = ("ffi_call", "io_callback", "pure_callback")
 """Primitives that call what is no JAX program: what they compute stays what it is."""
 
 
@@ -163,9 +163,8 @@ def _of(
 
 def _role(problem: ConvProblem, where: str) -> str:
     """What the convolution is in the function that was differentiated, if any."""
-    batch, channel = problem.spec.dimension_numbers.lhs_spec[:2]
-    if channel < batch:  # the images are summed over
-        return "kernel gradient"
     if "transpose(" in where:
-        return "input gradient"
+        batch, channel = problem.spec.dimension_numbers.lhs_spec[:2]
+        summed = channel < batch  # over the images, which stand first
+        return "kernel gradient" if summed else "input gradient"
     return "forward" if "jvp(" in where else "plain"

@@ -72,7 +72,7 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(fn)
     def accelerated(*args: P.args, **kwargs: P.kwargs) -> R:
         program = trace(fn, args, kwargs)
-        for path, value in program.others.items():
+        for path, value in program.others:
             if not isinstance(value, (np.ndarray, np.generic, *_NUMBERS)):
                 raise TypeError(
                     f"accelerate: {name_of(fn)} must return arrays, but returned "
@@ -111,13 +111,13 @@ class Program(NamedTuple):
     Attributes:
       jaxpr: its program, from the arrays among the arguments to those it returned.
       arrays: the former.
-      others: what else it returned, by its path.
+      others: what else it returned, with its path.
       returned: where each of both belongs.
     """
 
     jaxpr: Any
     arrays: list[jax.Array]
-    others: dict[str, Any]
+    others: list[tuple[str, Any]]
     returned: Callable[[list[jax.Array]], Any]
 
     def run(self, jaxpr: Any) -> Any:
@@ -128,21 +128,21 @@ class Program(NamedTuple):
 def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
     """The program of `fn` on these arguments, of which arrays may be given by type."""
     arrays, with_arrays, _ = _split((args, kwargs))
-    result: Any = None
+    result: list = []  # and no tracer among it, which would outlive its trace
 
     def of_arrays(*arrays: jax.Array) -> list[jax.Array]:
         nonlocal result
         args, kwargs = with_arrays(list(arrays))
-        result = _split(fn(*args, **kwargs))
-        return result[0]
+        outputs, *result = _split(fn(*args, **kwargs))
+        return outputs
 
     of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)  # JAX's errors tell it
     jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
-    _, returned, others = result
+    returned, others = result
     return Program(jaxpr, arrays, others, returned)
 
 
-def _split(tree: Any) -> tuple[list, Callable[[list], Any], dict[str, Any]]:
+def _split(tree: Any) -> tuple[list, Callable[[list], Any], list[tuple[str, Any]]]:
     """Arrays of a pytree, the pytree with others in their place, and what else it has.
 
     JAX arrays alone are traced: a number or a NumPy array may be what decides, by its
@@ -151,14 +151,14 @@ def _split(tree: Any) -> tuple[list, Callable[[list], Any], dict[str, Any]]:
     leaves, structure = jax.tree.flatten_with_path(tree)
     traced = [isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) for _, leaf in leaves]
     arrays = list(itertools.compress((leaf for _, leaf in leaves), traced))
-    others = {
-        jax.tree_util.keystr(path): leaf
+    others = [
+        (jax.tree_util.keystr(path), leaf)
         for (path, leaf), is_array in zip(leaves, traced, strict=True)
         if not is_array
-    }
+    ]
 
     def with_arrays(arrays: list) -> Any:
-        own = {True: iter(arrays), False: iter(others.values())}
+        own = {True: iter(arrays), False: (leaf for _, leaf in others)}
         return jax.tree.unflatten(structure, [next(own[place]) for place in traced])
 
     return arrays, with_arrays, others
@@ -279,11 +279,13 @@ def conv_params(equation: JaxprEqn) -> dict[str, Any] | None:
 
 
 def programs_in(equation: JaxprEqn) -> Iterator[Any]:
-    """The programs among an equation's parameters."""
-    values = list(equation.params.values())
-    while values:
-        value = values.pop()
-        if _is_program(value):
-            yield value
-        elif isinstance(value, tuple):
-            values.extend(value)
+    """The programs among an equation's parameters, in their order."""
+    yield from _programs_within(tuple(equation.params.values()))
+
+
+def _programs_within(value: Any) -> Iterator[Any]:
+    if _is_program(value):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _programs_within(item)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -333,6 +333,9 @@ def test_plan_by_dtype(name, dtype, algorithm):
     lhs_dilation=st.integers(1, 6),
     rhs_dilation=st.integers(1, 6),
 )
+@example(
+    size=1, taps=2, outputs=2, stride=2, low=4, lhs_dilation=6, rhs_dilation=6
+)  # fewer outputs than phases
 def test_phases_solve_the_position_equation(
     size, taps, outputs, stride, low, lhs_dilation, rhs_dilation
 ):
@@ -365,6 +368,14 @@ def test_phases_of_kernels_below_their_stride_have_one_tap(low):
     solved = phases(14, 3, 56, 1, low, 4, 1)
     assert solved is not None
     assert solved.taps.shape == (4, 1)
+
+
+@pytest.mark.parametrize("low", range(-3, 12))
+def test_periods_cut_short_occur_once(low):
+    # Fewer outputs than phases: there is no second period to begin the first earlier.
+    for outputs in range(1, 6):
+        solved = phases(7, 5, outputs, 1, low, 6, 5)
+        assert solved is None or (solved.repeats, solved.shift) == (1, 0)
 
 
 def test_subpixel_of_kernel_equal_to_stride_wastes_nothing():

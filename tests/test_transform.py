@@ -329,6 +329,51 @@ def test_arguments_of_every_kind():
     assert count(lambda x: accelerate(fn)(params, 2, x, mode="plain"), x) == (0, 1)
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Pair:
+    """A pytree whose leaves have one name."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def tree_flatten_with_keys(self):
+        key = jax.tree_util.GetAttrKey("value")
+        return [(key, value) for value in self.values], None
+
+    def tree_flatten(self):
+        return self.values, None
+
+    @classmethod
+    def tree_unflatten(cls, _, values):
+        return cls(*values)
+
+
+def test_names_of_leaves_need_not_differ():
+    def fn(x, pair):
+        return conv(KERNEL, x) * (pair.values[0] - pair.values[1])
+
+    chex.assert_trees_all_close(accelerate(fn)(X, Pair(3.0, 1.0)), 2 * conv(KERNEL, X))
+
+
+def test_explain_follows_the_order_of_the_program():
+    def fn(kernel, x):
+        return lax.cond(
+            x.sum() > 0, lambda: conv(kernel, x), lambda: conv(kernel[:1, :1], x)
+        )
+
+    found = explain(fn, KERNEL, X).convolutions
+    assert [conv.problem.kernel_spatial for conv in found] == [(1, 1), (3, 3)]
+
+    def images_last(kernel, x):
+        layout = ("CHWN", "HWIO", "CHWN")
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=layout
+        )
+
+    (only,) = explain(images_last, KERNEL, X.transpose(3, 1, 2, 0)).convolutions
+    assert only.role == "plain"
+
+
 def test_values_that_decide_stay_values():
     def fn(x, repeats, axes):
         for _ in range(repeats):
@@ -352,6 +397,12 @@ def test_closures_over_traced_values():
     chex.assert_trees_all_close(
         jax.jit(jax.grad(loss))(KERNEL), jax.grad(stock)(KERNEL), rtol=1e-5, atol=1e-4
     )
+
+
+def test_no_tracer_outlives_its_trace():
+    with jax.checking_leaks():
+        accelerate(conv)(KERNEL, X)
+        jax.jit(accelerate(gradient(conv)))(KERNEL, X)
 
 
 def test_accelerated_twice_and_with_jaxconv_inside():

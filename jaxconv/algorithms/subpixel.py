@@ -78,9 +78,12 @@ def phases(
     Phases whose taps meet the same entries need narrow windows; which phases stand
     together depends on where the first begins.
     """
-    period = min(lhs_dilation // math.gcd(stride, lhs_dilation), outputs)
+    whole = lhs_dilation // math.gcd(stride, lhs_dilation)
+    period = min(whole, outputs)
     geometry = size, taps, outputs, stride, low, lhs_dilation, rhs_dilation
-    solved = (_phases_from(shift, period, *geometry) for shift in range(period))
+    # A period that is cut short at `outputs` cannot occur twice.
+    shifts = range(whole) if period == whole else range(1)
+    solved = (_phases_from(shift, period, *geometry) for shift in shifts)
     return min(
         (axis for axis in solved if axis is not None),
         key=lambda axis: (axis.taps.size * axis.repeats, axis.shift),
