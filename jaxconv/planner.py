@@ -145,7 +145,9 @@ def plan(
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
     small = platform == "cpu" and devices == 1 and pad.is_exchanged(problem)
-    if chosen.algorithm == "direct" and small and pad.applies(problem):
+    small &= pad.applies(problem)
+    small = small and pad.padded_bytes(problem) <= 2 * by_image.BLOCK
+    if chosen.algorithm == "direct" and small:
         return Plan("pad", "XLA:CPU exchanges input and kernel, if that has more taps")
     if chosen.algorithm == "direct" and _is_routine(problem, platform, devices):
         return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
