@@ -108,15 +108,12 @@ def _run(
 ) -> jax.Array:
     """Compute the convolution by the algorithms that the planner chooses."""
 
-    def chosen(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> tuple[str, Any]:
-        problem = _problem(x, kernel, **{**params, "spec": spec})
-        return plan(problem, platform, devices).algorithm, problem
-
     def run(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        algorithm, problem = chosen(spec, x, kernel)
-        return ALGORITHMS[algorithm].run(problem, x, kernel, run)
+        problem = _problem(x, kernel, **{**params, "spec": spec})
+        algorithm = ALGORITHMS[plan(problem, platform, devices).algorithm]
+        return algorithm.run(problem, x, kernel, run)
 
-    if chosen(params["spec"], x, kernel)[0] != "direct":
+    if plan(_problem(x, kernel, **params), platform, devices).algorithm != "direct":
         # Else what computes them is fused into loops that read them several times. A
         # training step of a ResNeXt takes 75 ms so, and 89 otherwise.
         x, kernel = lax.optimization_barrier((x, kernel))

@@ -22,7 +22,6 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.windows import (
-    Axis,
     axes_of,
     blocks_of,
     countable,
@@ -35,24 +34,20 @@ BLOCK = 2 << 20
 """Bytes of y that are taken at a time, or those of as few rows as can be."""
 
 
-def _period(axis: Axis) -> int:
-    """The fewest rows of y after which the same rows of x are read, further on."""
-    return axis.lhs_dilation // math.gcd(axis.stride, axis.lhs_dilation)
-
-
 def applies(problem: ConvProblem) -> bool:
     """No batch groups, and rows for more than one block."""
     if problem.spec.batch_group_count > 1 or not countable(problem):
         return False
     axis = axes_of(problem)[0]
-    return axis.outputs >= 2 * _period(axis)
+    return axis.outputs >= 2 * axis.period
 
 
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Convolve the blocks one after the other."""
-    spec, axis, period = problem.spec, axes_of(problem)[0], _period(axes_of(problem)[0])
+    spec, axis = problem.spec, axes_of(problem)[0]
+    period = axis.period
     of_x, of_y = spec.dimension_numbers.lhs_spec[2], spec.dimension_numbers.out_spec[2]
     row = math.prod(problem.output_shape) // axis.outputs * problem.dtype.itemsize
     units = axis.outputs // period

@@ -99,10 +99,9 @@ def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Contract the channels and the summed axes."""
-    spec = problem.spec
-    x_axes, kernel_axes, _ = spec.dimension_numbers
     if is_apart(problem):
         return _image_by_image(problem, x, kernel)
+    x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     kept = [_is_kept(axis) for axis in axes_of(problem)]
     single = [a for a, keep in zip(kernel_axes[2:], kept, strict=True) if keep]
     kernel = lax.squeeze(kernel, single)

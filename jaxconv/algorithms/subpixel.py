@@ -40,7 +40,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import direct, empty
-from jaxconv.algorithms.windows import transposed
+from jaxconv.algorithms.windows import Axis, axes_of, transposed
 from jaxconv.spec import ConvProblem
 
 
@@ -78,31 +78,21 @@ def phases(
     Phases whose taps meet the same entries need narrow windows; which phases stand
     together depends on where the first begins.
     """
-    whole = lhs_dilation // math.gcd(stride, lhs_dilation)
-    period = min(whole, outputs)
-    geometry = size, taps, outputs, stride, low, lhs_dilation, rhs_dilation
+    axis = Axis(size, taps, outputs, stride, low, lhs_dilation, rhs_dilation)
+    period = min(axis.period, outputs)
     # A period that is cut short at `outputs` cannot occur twice.
-    shifts = range(whole) if period == whole else range(1)
-    solved = (_phases_from(shift, period, *geometry) for shift in shifts)
+    shifts = range(period) if period == axis.period else range(1)
+    solved = (_phases_from(shift, period, axis) for shift in shifts)
     return min(
-        (axis for axis in solved if axis is not None),
-        key=lambda axis: (axis.taps.size * axis.repeats, axis.shift),
+        (phases for phases in solved if phases is not None),
+        key=lambda phases: (phases.taps.size * phases.repeats, phases.shift),
         default=None,
     )
 
 
-def _phases_from(
-    shift: int,
-    period: int,
-    size: int,
-    taps: int,
-    outputs: int,
-    stride: int,
-    low: int,
-    lhs_dilation: int,
-    rhs_dilation: int,
-) -> Phases | None:
+def _phases_from(shift: int, period: int, axis: Axis) -> Phases | None:
     """Solve equation (1) for q = 0 with `shift` more outputs before the first."""
+    size, taps, outputs, stride, low, lhs_dilation, rhs_dilation = axis
     low, outputs = low + stride * shift, outputs + shift
     step, common = math.gcd(stride, lhs_dilation), math.gcd(rhs_dilation, lhs_dilation)
     # d·t ≡ p − s·r (mod L) has solutions t if gcd(d, L) divides the right side: every
@@ -142,19 +132,7 @@ def applies(problem: ConvProblem) -> bool:
 
 def _solved(problem: ConvProblem) -> list[Phases | None]:
     """The phases of each spatial axis."""
-    return [
-        phases(*axis)
-        for axis in zip(
-            problem.x_spatial,
-            problem.kernel_spatial,
-            problem.output_spatial,
-            problem.spec.window_strides,
-            (low for low, _ in problem.spec.padding),
-            problem.spec.lhs_dilation,
-            problem.spec.rhs_dilation,
-            strict=True,
-        )
-    ]
+    return [phases(*axis) for axis in axes_of(problem)]
 
 
 def weights(problem: ConvProblem) -> int:

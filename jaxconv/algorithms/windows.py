@@ -47,6 +47,11 @@ class Axis(NamedTuple):
             self.stride * (self.outputs - 1) + self.rhs_dilation * (self.taps - 1) + 1
         )
 
+    @property
+    def period(self) -> int:
+        """P, the fewest outputs after which a tap meets an entry, or a zero, again."""
+        return self.lhs_dilation // math.gcd(self.stride, self.lhs_dilation)
+
     def read(self, output: Index, tap: Index) -> tuple[Index, Index]:
         """Which entry of x the output reads for the tap, and whether there is one."""
         position = self.stride * output + self.rhs_dilation * tap - self.low
