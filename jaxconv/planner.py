@@ -32,6 +32,7 @@ from jaxconv.algorithms import (
     subpixel,
     swap,
 )
+from jaxconv.algorithms.windows import padded_bytes
 from jaxconv.processor import Processor, this_processor
 from jaxconv.spec import ConvProblem
 
@@ -144,10 +145,7 @@ def plan(
         chosen = _static_plan(problem, platform, devices, processor or this_processor())
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
-    small = platform == "cpu" and devices == 1 and pad.is_exchanged(problem)
-    small &= pad.applies(problem)
-    small = small and pad.padded_bytes(problem) <= 2 * by_image.BLOCK
-    if chosen.algorithm == "direct" and small:
+    if chosen.algorithm == "direct" and _is_exchanged(problem, platform, devices):
         return Plan("pad", "XLA:CPU exchanges input and kernel, if that has more taps")
     if chosen.algorithm == "direct" and _is_routine(problem, platform, devices):
         return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
@@ -370,6 +368,17 @@ def _few_rows(problem: ConvProblem) -> Plan | None:
         "patches": patches.dense_cost(problem),
     }
     return _cheapest(costs)
+
+
+def _is_exchanged(problem: ConvProblem, platform: str, devices: int) -> bool:
+    """Whether zeros around x keep XLA:CPU from exchanging it with the kernel."""
+    return (
+        platform == "cpu"
+        and devices == 1
+        and pad.is_exchanged(problem)
+        and pad.applies(problem)
+        and padded_bytes(problem) <= 2 * by_image.BLOCK
+    )
 
 
 def _is_routine(problem: ConvProblem, platform: str, devices: int) -> bool:

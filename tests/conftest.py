@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxconv.transform import programs_in
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -35,3 +37,20 @@ def x64():
     """Runs the test with 64-bit types."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def count():
+    """Tells how many convolutions of (lax, jaxconv) the program of a function has."""
+
+    def names(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation.primitive.name
+            for program in programs_in(equation):
+                yield from names(program)
+
+    def count(fn, *args):
+        found = list(names(jax.make_jaxpr(fn)(*args)))
+        return found.count("conv_general_dilated"), found.count("jaxconv")
+
+    return count

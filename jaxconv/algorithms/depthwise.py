@@ -36,6 +36,7 @@ from jaxconv.algorithms.windows import (
     countable,
     loop,
     padded,
+    padded_bytes,
     unravel,
     windows,
     zeros,
@@ -69,12 +70,8 @@ def applies(problem: ConvProblem) -> bool:
 def _is_padded(problem: ConvProblem) -> bool:
     """Many terms, added up at once, of a small input: its zeros are laid out first."""
     terms = problem.channels * math.prod(problem.kernel_spatial)
-    axes = axes_of(problem)
-    spans = (max(a.reach, a.size + max(a.low, 0)) for a in axes)
-    copied = math.prod(problem.x_shape) // math.prod(problem.x_spatial)
-    copied *= math.prod(spans) * problem.dtype.itemsize
-    undilated = all(axis.lhs_dilation == 1 for axis in axes)
-    return undilated and MANY <= terms <= TERMS and copied <= COPY
+    undilated = all(axis.lhs_dilation == 1 for axis in axes_of(problem))
+    return undilated and MANY <= terms <= TERMS and padded_bytes(problem) <= COPY
 
 
 def _sliced(x: jax.Array, axes: Sequence[Axis], taps: Sequence[Index]) -> jax.Array:

@@ -38,14 +38,6 @@ def applies(problem: ConvProblem) -> bool:
     return problem.is_static and undilated and max(pads, default=0) > 0 <= min(pads)
 
 
-def padded_bytes(problem: ConvProblem) -> int:
-    """Bytes of the padded input."""
-    entries = math.prod(problem.x_shape) // math.prod(problem.x_spatial)
-    for size, pads in zip(problem.x_spatial, problem.spec.padding, strict=True):
-        entries *= size + sum(pads)
-    return entries * problem.dtype.itemsize
-
-
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:

@@ -52,6 +52,17 @@ class Axis(NamedTuple):
         """P, the fewest outputs after which a tap meets an entry, or a zero, again."""
         return self.lhs_dilation // math.gcd(self.stride, self.lhs_dilation)
 
+    @property
+    def edges(self) -> tuple[int, int]:
+        """How many zeros lie before and after the dilated input, within a window."""
+        entries = dilated(self.size, self.lhs_dilation)
+        return max(self.low, 0), max(self.reach - self.low - entries, 0)
+
+    @property
+    def extent(self) -> int:
+        """Positions of the input with its zeros in place."""
+        return dilated(self.size, self.lhs_dilation) + sum(self.edges)
+
     def read(self, output: Index, tap: Index) -> tuple[Index, Index]:
         """Which entry of x the output reads for the tap, and whether there is one."""
         position = self.stride * output + self.rhs_dilation * tap - self.low
@@ -201,11 +212,11 @@ def padded(x: jax.Array, axes: Sequence[Axis]) -> tuple[jax.Array, list[Axis]]:
     """
     edges, inner = [(0, 0, 0)], []
     for axis in axes:
-        extent = dilated(axis.size, axis.lhs_dilation)
-        low, high = max(axis.low, 0), max(axis.reach - axis.low - extent, 0)
+        low, high = axis.edges
         edges.append((low, high, axis.lhs_dilation - 1))
-        size = extent + low + high
-        inner.append(axis._replace(size=size, low=axis.low - low, lhs_dilation=1))
+        inner.append(
+            axis._replace(size=axis.extent, low=axis.low - low, lhs_dilation=1)
+        )
     if not any(map(any, edges)):
         return x, inner
     (low, high, between), channels = edges[-1], x.shape[-1]
@@ -218,6 +229,13 @@ def padded(x: jax.Array, axes: Sequence[Axis]) -> tuple[jax.Array, list[Axis]]:
     # Reads that are fused with the padding have a branch for each entry.
     x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))
     return x.reshape(len(x), *(axis.size for axis in inner), channels), inner
+
+
+def padded_bytes(problem: ConvProblem) -> int:
+    """Bytes of the input with its zeros in place."""
+    entries = math.prod(problem.x_shape) // math.prod(problem.x_spatial)
+    entries *= math.prod(axis.extent for axis in axes_of(problem))
+    return entries * problem.dtype.itemsize
 
 
 def coordinates(axes: Sequence[Axis], field: str) -> list[np.ndarray]:

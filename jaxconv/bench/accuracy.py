@@ -18,11 +18,13 @@ from jaxconv.testing import reference_conv_vjp
 FEW = 4
 """Channels or features of a part, where the sum does not run over them."""
 
-_OPERANDS = {
+OPERANDS = {
     "forward": ("x", "kernel"),
     "input_gradient": ("g", "kernel"),
     "kernel_gradient": ("x", "g"),
 }
+"""Of which arrays each role is a function."""
+
 _RESULT = {"forward": "g", "input_gradient": "x", "kernel_gradient": "kernel"}
 
 
@@ -36,7 +38,7 @@ def error_of(
 
     Args:
       case: the layer.
-      role: one of `jaxconv.bench.measure.ROLES`.
+      role: one of `OPERANDS`.
       operands: of the role.
 
     Example:
@@ -53,7 +55,7 @@ def error_of(
     taken = _taken(case, role, axes)
     parts = {
         name: np.asarray(array)[taken[name]].astype(float)
-        for name, array in zip(_OPERANDS[role], operands, strict=True)
+        for name, array in zip(OPERANDS[role], operands, strict=True)
     }
     shapes = {"x": case.x_shape, "kernel": case.kernel_shape}
     for name, shape in shapes.items():  # what the role does not depend on
@@ -62,8 +64,9 @@ def error_of(
     geometry = {**case.geometry, "feature_group_count": 1}
     reference = reference_conv_vjp(
         parts["x"], parts["kernel"], parts.get("g"), **geometry
-    )[list(_OPERANDS).index(role)]
-    own, largest = taken[_RESULT[role]], np.abs(reference).max()
+    )[list(OPERANDS).index(role)]
+    own = taken[_RESULT[role]]
+    largest = np.abs(reference).max() or 1.0  # sums of zeros alone: the error itself
 
     def judge(result: Any) -> float:
         error = np.abs(np.asarray(result)[own].astype(float) - reference).max()

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxconv.lax
-from jaxconv.bench.accuracy import error_of
+from jaxconv.bench.accuracy import OPERANDS, error_of
 from jaxconv.bench.timing import Timing, compare
 from jaxconv.cases import ConvCase
 from jaxconv.testing import draw
 
-ROLES = ("forward", "input_gradient", "kernel_gradient")
+ROLES = tuple(OPERANDS)
 """What a convolution is in a training step: the output, dx or dk."""
 
 SLACK = 4 << 20
@@ -106,13 +106,9 @@ def program(conv: Callable, case: ConvCase, role: str, dtype: Any) -> Callable:
 
 def operands(case: ConvCase, role: str, dtype: Any) -> list[jax.Array]:
     """Random operands of the role's program."""
-    y_shape = output_shape(case)
-    shapes = {
-        "forward": (case.x_shape, case.kernel_shape),
-        "input_gradient": (y_shape, case.kernel_shape),
-        "kernel_gradient": (case.x_shape, y_shape),
-    }[role]
-    return [jnp.asarray(array) for array in draw(0, dtype, *shapes)]
+    shapes = {"x": case.x_shape, "kernel": case.kernel_shape, "g": output_shape(case)}
+    taken = [shapes[name] for name in OPERANDS[role]]
+    return [jnp.asarray(array) for array in draw(0, dtype, *taken)]
 
 
 def cost(case: ConvCase, dtype: Any) -> tuple[int, int]:
