@@ -28,6 +28,13 @@ from jaxconv.spec import ConvProblem, ConvSpec, is_static
 
 conv_p = Primitive("jaxconv")
 
+ROUTINES = frozenset({"direct", "channels_last"})
+"""Algorithms that leave all to a routine of XLA's, which reads its operands once.
+
+What computes these may fuse with the copies that it takes: the input gradient of a
+dense 3x3 layer compiles in 24 ms so, as stock's does, and in 55 otherwise.
+"""
+
 
 def conv(
     x: jax.Array,
@@ -113,7 +120,8 @@ def _run(
         algorithm = ALGORITHMS[plan(problem, platform, devices).algorithm]
         return algorithm.run(problem, x, kernel, run)
 
-    if plan(_problem(x, kernel, **params), platform, devices).algorithm != "direct":
+    chosen = plan(_problem(x, kernel, **params), platform, devices).algorithm
+    if chosen not in ROUTINES:
         # Else what computes them is fused into loops that read them several times. A
         # training step of a ResNeXt takes 75 ms so, and 89 otherwise.
         x, kernel = lax.optimization_barrier((x, kernel))
