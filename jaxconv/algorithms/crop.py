@@ -59,5 +59,7 @@ def run(
         if starts[axis] >= stops[axis]:  # every output is a sum of no terms
             return jnp.zeros(problem.output_shape, problem.output_dtype)
         padding.append((low, high))
-    x = lax.slice(x, starts, stops)
+    # What XLA fuses with the slice it reads entry by entry: kernel gradients of strided
+    # 1-D layers, whose axes it moves, took 3.4 instead of 2.2 ms.
+    x = lax.optimization_barrier(lax.slice(x, starts, stops))
     return conv(spec.replace(padding=tuple(padding)), x, kernel)
