@@ -32,6 +32,9 @@ from jaxconv.spec import ConvProblem
 COPIES = 1 << 20
 """Entries of so many copies of y, one for each image, are always worth their memory."""
 
+LARGER = 4
+"""How much larger the first factor must be to be exchanged with the second."""
+
 
 def _is_kept(axis: Axis) -> bool:
     """One tap that reads the entry of its output."""
@@ -75,10 +78,25 @@ def is_apart(problem: ConvProblem) -> bool:
     return x_axes[:2] == other[:2] == outermost and in_place and few
 
 
+def _is_exchanged(problem: ConvProblem) -> bool:
+    """Whether the smaller factor comes first although it stands last in y.
+
+    Both are summed over what stands outermost, as in kernel gradients: 1568 terms, 256
+    times 4 results 0.17 ms with the larger factor first, 0.05 otherwise. It costs a
+    transposition of y, which 1024 times 512 results are not worth.
+    """
+    x_axes, kernel_axes, y_axes = problem.spec.dimension_numbers
+    outermost = x_axes[0] == kernel_axes[0] == len(x_axes) - 1
+    sizes = {y_axes[0]: problem.batch, y_axes[1]: problem.features}
+    first, last = (sizes[axis] for axis in sorted(sizes))
+    summed = all(map(_is_summed, axes_of(problem)))
+    return summed and outermost and LARGER * last <= first
+
+
 def _features_first(problem: ConvProblem) -> bool:
-    """Whether features stand before the batch in y: k is the first factor then."""
+    """Whether k is the first factor: where features stand before the batch in y."""
     y_axes = problem.spec.dimension_numbers.out_spec
-    return y_axes[1] < y_axes[0]
+    return (y_axes[1] < y_axes[0]) != _is_exchanged(problem)
 
 
 def _order(problem: ConvProblem) -> list[int | None]:
@@ -122,6 +140,8 @@ def run(
         preferred_element_type=accumulator(problem),
     ).astype(problem.output_dtype)
     order = _order(problem)
+    if _is_exchanged(problem):
+        y = lax.optimization_barrier(y)  # else XLA exchanges the factors once more
     y = y.transpose([place for place in order if place is not None])
     return lax.expand_dims(y, [a for a, place in enumerate(order) if place is None])
 
