@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
+from jax.extend.core.primitives import conv_general_dilated_p as conv_general_dilated_p
+from jax.extend.core.primitives import dot_general_p as dot_general_p
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 

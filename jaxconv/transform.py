@@ -25,10 +25,10 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Primitive, jaxpr_as_fun
-from jax.extend.core.primitives import conv_general_dilated_p
+from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
 
-from jaxconv.primitive import conv_p
+from jaxconv.checkpoint_policies import like_lax
+from jaxconv.primitive import conv_general_dilated_p, conv_p
 from jaxconv.spec import ConvSpec
 
 P = ParamSpec("P")
@@ -240,21 +240,6 @@ def _follow(rule: Callable, function: Any) -> Any:
     return function.wrap(rule, (), None)
 
 
-@functools.lru_cache(maxsize=256)
-def _policy(policy: Callable) -> Callable:
-    """A policy of `checkpoint`, asked about lax's convolution instead of ours."""
-
-    @functools.wraps(policy)
-    def asked(primitive: Primitive, *args: Any, **params: Any) -> Any:
-        if primitive is conv_p:
-            spec: ConvSpec = params.pop("spec")
-            params = {**{name: getattr(spec, name) for name in _FIELDS}, **params}
-            primitive = conv_general_dilated_p
-        return policy(primitive, *args, **params)
-
-    return asked
-
-
 _FIELDS = tuple(ConvSpec.__dataclass_fields__)
 
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
@@ -262,7 +247,7 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "fwd_jaxpr_thunk": functools.partial(_follow, _jaxpr_rule),
     "bwd": functools.partial(_follow, _array_rule),
     "rule": functools.partial(functools.partial, _array_rule),
-    "policy": _policy,
+    "policy": like_lax,
 }
 """What becomes of the functions among an equation's parameters, by their names."""
 
