@@ -1,5 +1,6 @@
 """Convolutions whose gradients are convolutions, rewritten into ones XLA runs fast."""
 
+from jaxconv import checkpoint_policies as checkpoint_policies
 from jaxconv import lax as lax
 from jaxconv import testing as testing
 from jaxconv.explanation import explain as explain
@@ -17,5 +18,6 @@ from jaxconv.lax import conv_general_dilated as conv_general_dilated
 from jaxconv.layer import ConvOptions as ConvOptions
 from jaxconv.layer import ConvTransposeOptions as ConvTransposeOptions
 from jaxconv.transform import accelerate as accelerate
+from jaxconv.unfold import fold as fold
 
 __version__ = "0.1.0"

@@ -10,7 +10,6 @@ import:
     (1, 4, 8, 8)
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from jaxconv.arguments import (
     DimensionNumbers,
     Padding,
     as_array,
-    as_shape,
     canonical_layout,
     conv_numerics,
     conv_spec,
@@ -36,6 +34,7 @@ from jaxconv.arguments import (
     transposed_padding,
 )
 from jaxconv.spec import window_extents
+from jaxconv.unfold import unfold
 
 __all__ = [
     "conv",
@@ -337,7 +336,8 @@ def conv_general_dilated_patches(
     """Extract the patches that a convolution multiplies with its kernel (im2col).
 
     y[n, (c, t), o] = x̃[n, c, s·o + d·t − p]: the convolution, channel by channel, with
-    the kernel δ(t, t') whose output features are the taps t.
+    the kernel δ(t, t') whose output features are the taps t. `jaxconv.fold` adds them
+    up again.
 
     Args:
       lhs: the input, of rank n + 2.
@@ -362,46 +362,18 @@ def conv_general_dilated_patches(
       >>> conv_general_dilated_patches(x, (2,), (1,), "VALID")[0].tolist()
       [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]
     """
-    return _patches(
-        "conv_general_dilated_patches",
-        as_array("conv_general_dilated_patches", "lhs", lhs),
+    caller = Caller("conv_general_dilated_patches")
+    x = as_array(caller.function, "lhs", lhs)
+    return unfold(
+        caller,
+        x,
         filter_shape,
         dimension_numbers,
-        precision,
+        **conv_numerics(caller, x, x, precision, preferred_element_type),
         window_strides=window_strides,
         padding=padding,
         lhs_dilation=lhs_dilation,
         rhs_dilation=rhs_dilation,
-        preferred_element_type=preferred_element_type,
-    )
-
-
-def _patches(
-    function: str,
-    x: Array,
-    filter_shape: Sequence[int],
-    dimension_numbers: DimensionNumbers,
-    precision: Any,
-    **options: Any,
-) -> Array:
-    """`conv_general_dilated_patches`, called by `function`."""
-    caller = Caller(function)
-    filter_shape = as_shape(function, "filter_shape", filter_shape)
-    like = (1, 1, *filter_shape)
-    layout = canonical_layout(caller, x.shape, like, dimension_numbers)
-    channels, taps = x.shape[layout.lhs_spec[1]], math.prod(filter_shape)
-    kernel = jnp.eye(taps, dtype=x.dtype).reshape(taps, 1, *filter_shape)
-    kernel = jnp.tile(kernel, (channels, *(1,) * (kernel.ndim - 1)))  # [(c, t), 1, *K]
-    kernel = jnp.moveaxis(kernel, range(kernel.ndim), layout.rhs_spec)
-    return _conv(
-        caller,
-        x,
-        kernel,
-        dimension_numbers=layout,
-        feature_group_count=channels,
-        # The kernel's entries are 0 and 1, exact in any precision.
-        precision=None if precision is None else (precision, lax.Precision.DEFAULT),
-        **options,
     )
 
 
@@ -450,8 +422,8 @@ def conv_general_dilated_local(
         Caller(function), x.shape, kernels.shape, dimension_numbers
     )
     precision = elements(precision) or precision
-    patches = _patches(
-        function,
+    patches = unfold(
+        Caller(function),
         x,
         filter_shape,
         layout,

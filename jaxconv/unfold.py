@@ -1,0 +1,286 @@
+"""The patches that a convolution multiplies with its kernel, and their transpose.
+
+    patches[n, (c, t), o] = x̃[n, c, s·o + d·t − p]                            (unfold)
+    x[n, c, i] = Σ_{t, o : L·i = s·o + d·t − p} patches[n, (c, t), o]           (fold)
+
+x̃ is x with L − 1 zeros between neighbours, and zeros around it. Nothing is multiplied:
+patches are read, and what was read from one entry is added up there. A convolution is
+the product of the patches with the kernel, its kernel gradient the product of the
+patches with the cotangent, and its input gradient the fold of a product.
+
+On a CPU, reading is 2 times as fast as the convolution with the kernel δ(t, t') that
+`jax.lax.conv_general_dilated_patches` is, and adding up 20 to 35 times as fast as its
+transpose (32 images of 28x28x32, 3x3: 16 and 7 ms, 77 and 2.5 ms; 2 cores of an AMD
+EPYC, jax 0.12.0.1, float32). Infinities stay in the patches that have them.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxconv import primitive
+from jaxconv.arguments import (
+    Caller,
+    DimensionNumbers,
+    Padding,
+    as_array,
+    as_shape,
+    canonical_layout,
+    conv_spec,
+)
+from jaxconv.spec import ConvSpec, dilated, is_static
+
+TAPS = 64
+"""Taps up to which `fold` adds up all in one loop, whose code grows with them."""
+
+
+def unfold(
+    caller: Caller,
+    x: jax.Array,
+    filter_shape: Sequence[int],
+    dimension_numbers: DimensionNumbers,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    **geometry: Any,
+) -> jax.Array:
+    """The patches, in the layout of the result: `lax.conv_general_dilated_patches`.
+
+    Args:
+      caller: whom to name in errors.
+      x: the input.
+      filter_shape: taps K per spatial axis, in the order of the kernel's axes.
+      dimension_numbers: as `jax.lax.conv_general_dilated` takes them.
+      precision: of x, where it is multiplied.
+      preferred_element_type: dtype of the result, canonical, or None.
+      **geometry: strides, padding and dilations.
+    """
+    spec, kernel_shape = _spec(
+        caller, x.shape, filter_shape, dimension_numbers, geometry
+    )
+    multiplied = functools.partial(
+        _multiplied,
+        spec=spec,
+        kernel_shape=kernel_shape,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    pads = [pad for pair in spec.padding for pad in pair]
+    explicit = not jax.typeof(x).sharding.mesh.empty
+    if explicit or not is_static(*x.shape, *filter_shape, *pads):
+        return multiplied(x)  # XLA partitions convolutions better than reads
+    dtype = preferred_element_type or x.dtype
+    read = functools.partial(_read, spec=spec, kernel_shape=kernel_shape, dtype=dtype)
+    return lax.platform_dependent(x, cpu=read, default=multiplied)
+
+
+def fold(
+    patches: ArrayLike,
+    lhs_shape: Sequence[int],
+    filter_shape: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: DimensionNumbers = None,
+) -> jax.Array:
+    """Add patches up where they overlap: the transpose of taking them (col2im).
+
+    x[n, c, i] = Σ_{t, o : L·i = s·o + d·t − p} patches[n, (c, t), o]
+
+    Args:
+      patches: as `jaxconv.lax.conv_general_dilated_patches` returns them: the feature
+        axis has the channels outermost, then the taps. With G groups of channels, the
+        patches of each group stand side by side.
+      lhs_shape: shape of the array whose patches they are.
+      filter_shape: taps K per spatial axis, in the order of the kernel's axes.
+      window_strides: s ≥ 1 per spatial axis.
+      padding: "SAME", "SAME_LOWER", "VALID", or pairs (p, high).
+      lhs_dilation: L ≥ 1 per spatial axis, or None.
+      rhs_dilation: d ≥ 1 per spatial axis, or None.
+      dimension_numbers: as in `jaxconv.lax.conv_general_dilated`.
+
+    Returns:
+      An array of shape `lhs_shape`, of the dtype of `patches`.
+
+    Raises:
+      TypeError: on a wrong kind of argument.
+      ValueError: on sizes that do not fit, or patches of another shape.
+
+    Differentiation: forward and reverse mode, to any order; also `linear_transpose`.
+
+    Source: the definition; PyTorch's `torch.nn.Fold` for two spatial axes.
+
+    Example:
+      >>> patches = jnp.ones((1, 2, 3))  # of two taps, at three places
+      >>> fold(patches, (1, 1, 4), (2,), (1,), "VALID").tolist()
+      [[[1.0, 2.0, 2.0, 1.0]]]
+    """
+    caller = Caller("fold")
+    y = as_array("fold", "patches", patches)
+    x_shape = as_shape("fold", "lhs_shape", lhs_shape)
+    spec, kernel_shape = _spec(
+        caller,
+        x_shape,
+        filter_shape,
+        dimension_numbers,
+        {
+            "window_strides": window_strides,
+            "padding": padding,
+            "lhs_dilation": lhs_dilation,
+            "rhs_dilation": rhs_dilation,
+        },
+    )
+    expected = spec.output_shape(x_shape, kernel_shape)
+    if y.shape != expected:
+        raise ValueError(
+            f"fold: patches must have the shape {expected} of the patches of an array "
+            f"of lhs_shape={x_shape}, but got patches.shape={y.shape} (filter_shape="
+            f"{tuple(filter_shape)}, padding={spec.padding}). Check the features, "
+            "(channels · taps), and the window's strides, padding and dilations."
+        )
+    taps = math.prod(spec_taps(spec, kernel_shape))
+    static = is_static(*x_shape, *expected)
+    if taps <= TAPS and static and 0 not in expected:
+        return _added_up(spec, y, x_shape, kernel_shape)
+    read = functools.partial(_read if static else _multiplied, spec=spec)
+    read = functools.partial(read, kernel_shape=kernel_shape)
+    x_type = jax.ShapeDtypeStruct(x_shape, y.dtype)
+    (x,) = jax.linear_transpose(read, x_type)(y)
+    return x
+
+
+def spec_taps(spec: ConvSpec, kernel_shape: Sequence[int]) -> tuple[int, ...]:
+    """Taps along each spatial axis, in the order of the spec's."""
+    return tuple(kernel_shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:])
+
+
+def _spec(
+    caller: Caller,
+    x_shape: Sequence[int],
+    filter_shape: Sequence[int],
+    dimension_numbers: DimensionNumbers,
+    geometry: dict[str, Any],
+) -> tuple[ConvSpec, tuple[int, ...]]:
+    """The convolution, channel by channel, with a feature for each tap; its kernel."""
+    taps = as_shape(caller.function, "filter_shape", filter_shape)
+    like = (1, 1, *taps)
+    layout = canonical_layout(caller, x_shape, like, dimension_numbers)
+    channels = x_shape[layout.lhs_spec[1]]
+    sizes = (channels * math.prod(taps), 1, *taps)
+    kernel_shape = tuple(sizes[i] for i in np.argsort(layout.rhs_spec))
+    spec = conv_spec(
+        caller,
+        x_shape,
+        kernel_shape,
+        dimension_numbers=layout,
+        feature_group_count=channels,
+        **geometry,
+    )
+    return spec, kernel_shape
+
+
+def _multiplied(
+    x: jax.Array,
+    *,
+    spec: ConvSpec,
+    kernel_shape: Sequence[int],
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """The patches as a convolution with the kernel δ(t, t')."""
+    taps = spec_taps(spec, kernel_shape)
+    total, channels = math.prod(taps), spec.feature_group_count
+    kernel = jnp.eye(total, dtype=x.dtype).reshape(total, 1, *taps)
+    kernel = jnp.tile(kernel, (channels, *(1,) * (kernel.ndim - 1)))  # [(c, t), 1, *K]
+    return primitive.conv(
+        x,
+        jnp.moveaxis(kernel, range(kernel.ndim), spec.dimension_numbers.rhs_spec),
+        spec,
+        # The kernel's entries are 0 and 1, exact in any precision.
+        precision=None if precision is None else (precision, lax.Precision.DEFAULT),
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def _read(
+    x: jax.Array, *, spec: ConvSpec, kernel_shape: Sequence[int], dtype: Any = None
+) -> jax.Array:
+    """The patches as entries of x̃, all of which lie within it."""
+    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
+    taps, rank = spec_taps(spec, kernel_shape), len(spatial)
+    outputs = _outputs(spec, x.shape, kernel_shape)
+    edges = [
+        (low, high, between - 1)
+        for (low, high), between in zip(spec.padding, spec.lhs_dilation, strict=True)
+    ]
+    x = x.transpose(batch, *spatial, channel)
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    x = lax.optimization_barrier(x)  # else each read asks whether it meets a zero
+    places = []
+    for i, (stride, dilation) in enumerate(
+        zip(spec.window_strides, spec.rhs_dilation, strict=True)
+    ):
+        shape = [1] * (2 * rank)
+        shape[i], shape[rank + i] = outputs[i], taps[i]
+        starts = stride * np.arange(outputs[i], dtype=np.int32)[:, None]
+        within = dilation * np.arange(taps[i], dtype=np.int32)
+        places.append((starts + within).reshape(shape))
+    y = x.at[(slice(None), *places)].get(mode="promise_in_bounds") if rank else x
+    y = jnp.moveaxis(y, -1, 1 + rank)  # [N, *O, C, *K]
+    y = y.reshape(len(x), *outputs, x.shape[-1] * math.prod(taps))
+    return spec.laid_out(y.astype(dtype or x.dtype))
+
+
+def _outputs(
+    spec: ConvSpec, x_shape: Sequence[int], kernel_shape: Sequence[int]
+) -> list[int]:
+    """Places of the window along each spatial axis."""
+    shape = spec.output_shape(x_shape, kernel_shape)
+    return [shape[axis] for axis in spec.dimension_numbers.out_spec[2:]]
+
+
+def _added_up(
+    spec: ConvSpec,
+    y: jax.Array,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+) -> jax.Array:
+    """The sum over taps of what each has read, spread out over the entries of x."""
+    x_axes, _, (batch, feature, *spatial) = spec.dimension_numbers
+    taps = spec_taps(spec, kernel_shape)
+    y = y.transpose(batch, *spatial, feature)
+    y = y.reshape(*y.shape[:-1], spec.feature_group_count, math.prod(taps))
+    extents = [
+        dilated(x_shape[axis], between)
+        for axis, between in zip(x_axes[2:], spec.lhs_dilation, strict=True)
+    ]
+    parts = []
+    for i, tap in enumerate(np.ndindex(*taps)):
+        edges = []
+        for t, stride, dilation, (low, _), size, extent in zip(
+            tap,
+            spec.window_strides,
+            spec.rhs_dilation,
+            spec.padding,
+            y.shape[1:-2],
+            extents,
+            strict=True,
+        ):
+            first = dilation * t - low
+            edges.append(
+                (first, extent - first - dilated(size, stride), stride - 1)
+            )  # negative ones drop what was read outside of x
+        edges = [(0, 0, 0), *edges, (0, 0, 0)]
+        parts.append(lax.pad(y[..., i], jnp.zeros((), y.dtype), edges))
+    x = functools.reduce(operator.add, parts)
+    x = x[(slice(None), *(slice(None, None, step) for step in spec.lhs_dilation))]
+    batch, channel, *spatial = x_axes
+    return x.transpose(np.argsort((batch, *spatial, channel)))
