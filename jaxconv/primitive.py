@@ -9,14 +9,16 @@ Batching maps it to itself. Lowering asks the planner, per platform.
     dkernel = kernel_gradient(g, x, kernel)   its transpose in the kernel
 """
 
+import operator
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import conv_general_dilated_p as conv_general_dilated_p
 from jax.extend.core.primitives import dot_general_p as dot_general_p
@@ -232,6 +234,24 @@ def _transpose_kernel(g: Any, x: Any, kernel: Any, *, out_sharding: Any, **param
 
 
 ad.defbilinear(conv_p, _transpose_x, _transpose_kernel)
+
+
+def _taylor(operands: Any, series: Any, **params: Any) -> tuple[jax.Array, list]:
+    """Taylor coefficients y_n = Σ_j conv(x_j, k_{n−j}), for `jax.experimental.jet`."""
+    x, kernel = (
+        [zeroth, *terms] for zeroth, terms in zip(operands, series, strict=True)
+    )
+    y = [
+        reduce(
+            operator.add,
+            (conv_p.bind(x[j], kernel[n - j], **params) for j in range(n + 1)),
+        )
+        for n in range(len(x))
+    ]
+    return y[0], y[1:]
+
+
+jet.jet_rules[conv_p] = _taylor
 
 
 def _batched_sharding(out_sharding: Any, axis_data: Any, y: calculus.Fold) -> Any:

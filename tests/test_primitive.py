@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental.jet import jet
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -527,3 +528,17 @@ def test_loops_are_for_one_device(integers):
     assert ["stablehlo.convolution" in text for text in texts] == [False, True, False]
     np.testing.assert_array_equal(jax.jit(conv)(placed, kernel), conv(x, kernel))
     np.testing.assert_array_equal(jax.jit(local)(x, kernel), conv(x, kernel))
+
+
+def test_taylor_series_are_those_of_lax():
+    x = jax.random.normal(jax.random.key(0), (1, 3, 8))
+    kernel = jax.random.normal(jax.random.key(1), (4, 3, 3))
+
+    def series(conv):
+        def fn(x, kernel):
+            return jnp.sin(conv(x, jnp.tanh(kernel), (1,), "SAME"))
+
+        both = jet(fn, (x, kernel), ([x, 2 * x, x], [kernel, -kernel, kernel]))
+        return both, jet(lambda x: fn(x, kernel), (x,), ([x, x],))
+
+    chex.assert_trees_all_close(series(jaxconv.lax.conv), series(lax.conv), rtol=1e-4)
