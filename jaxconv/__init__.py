@@ -17,6 +17,7 @@ from jaxconv.functional import init_conv_params as init_conv_params
 from jaxconv.lax import conv_general_dilated as conv_general_dilated
 from jaxconv.layer import ConvOptions as ConvOptions
 from jaxconv.layer import ConvTransposeOptions as ConvTransposeOptions
+from jaxconv.norms import conv_kernel_grad_sq_norms as conv_kernel_grad_sq_norms
 from jaxconv.transform import accelerate as accelerate
 from jaxconv.unfold import fold as fold
 

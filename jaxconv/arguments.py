@@ -154,6 +154,27 @@ def as_shape(function: str, name: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
+def as_cotangent(function: str, g: ArrayLike, y_type: Any) -> jax.Array:
+    """The cotangent as an array, of the result's shape and dtype or refused."""
+    g = as_array(function, "g", g)
+    if g.shape != y_type.shape:
+        raise ValueError(
+            f"{function}: g must have the shape of the result, {y_type.shape}, but got "
+            f"g.shape={g.shape}. Check g, and that options are those of the forward."
+        )
+    if g.dtype != y_type.dtype:
+        raise TypeError(
+            f"{function}: g must have the dtype of the result, {y_type.dtype}, but got "
+            f"g.dtype={g.dtype}. Convert it with .astype(...)."
+        )
+    if not jnp.issubdtype(g.dtype, jnp.inexact):
+        raise TypeError(
+            f"{function}: gradients are for floating and complex dtypes, but got "
+            f"g.dtype={g.dtype}. Convert the operands with .astype(...)."
+        )
+    return g
+
+
 def per_axis(
     caller: Caller, argument: Argument, value: Any, rank: int, least: int = 1
 ) -> tuple[int, ...]:

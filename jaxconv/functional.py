@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxconv import primitive
-from jaxconv.arguments import Caller, as_array, as_shape, elements, static_int
+from jaxconv.arguments import (
+    Caller,
+    as_array,
+    as_cotangent,
+    as_shape,
+    elements,
+    static_int,
+)
 from jaxconv.layer import (
     ConvOptions,
     ConvTransposeOptions,
@@ -288,7 +295,7 @@ def conv_input_grad(
     kernel = as_array(function, "kernel", kernel)
     x_type = jax.ShapeDtypeStruct(as_shape(function, "x_shape", x_shape), kernel.dtype)
     layer = conv_layer(function, x_type, _type(kernel), options)
-    return layer.input_gradient(_cotangent(function, g, layer.y_type), kernel)
+    return layer.input_gradient(as_cotangent(function, g, layer.y_type), kernel)
 
 
 def conv_kernel_grad(
@@ -327,7 +334,7 @@ def conv_kernel_grad(
     layer = conv_layer(
         function, _type(x), jax.ShapeDtypeStruct(shape, x.dtype), options
     )
-    return layer.kernel_gradient(_cotangent(function, g, layer.y_type), x)
+    return layer.kernel_gradient(as_cotangent(function, g, layer.y_type), x)
 
 
 def init_conv_params(
@@ -457,27 +464,6 @@ def _holds(dtype: Any, other: Any) -> bool:
     return ranks[0] <= ranks[1]
 
 
-def _cotangent(function: str, g: ArrayLike, y_type: Any) -> jax.Array:
-    """The cotangent as an array, of the result's shape and dtype or refused."""
-    g = as_array(function, "g", g)
-    if g.shape != y_type.shape:
-        raise ValueError(
-            f"{function}: g must have the shape of the result, {y_type.shape}, but got "
-            f"g.shape={g.shape}. Check g, and that options are those of the forward."
-        )
-    if g.dtype != y_type.dtype:
-        raise TypeError(
-            f"{function}: g must have the dtype of the result, {y_type.dtype}, but got "
-            f"g.dtype={g.dtype}. Convert it with .astype(...)."
-        )
-    if not jnp.issubdtype(g.dtype, jnp.inexact):
-        raise TypeError(
-            f"{function}: gradients are for floating and complex dtypes, but got "
-            f"g.dtype={g.dtype}. Convert the operands with .astype(...)."
-        )
-    return g
-
-
 def _forward(
     function: str, layer_of: LayerOf, params: Params, x: ArrayLike, options: Any
 ) -> jax.Array:
@@ -508,7 +494,7 @@ def _vjp(
             f"wrt={wrt!r}. Pass wrt=('params',), ('x',) or both."
         )
     layer, x, kernel, bias = _checked(function, layer_of, params, x, options)
-    g = _cotangent(function, g, layer.y_type)
+    g = as_cotangent(function, g, layer.y_type)
     dparams, dx = None, None
     if "params" in asked:
         gradients = {"kernel": layer.kernel_gradient(g, x, kernel)}

@@ -61,6 +61,7 @@ ORDER = [
         "linear_maps",
         "layer",
         "functional",
+        "norms",
         "checkpoint_policies",
         "transform",
         "explanation",

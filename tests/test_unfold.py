@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import jaxconv
+from jaxconv import unfold
 from jaxconv.cases import random_case
 from jaxconv.lax import conv_general_dilated_patches
 
@@ -26,7 +27,7 @@ def geometry(seed):
         if letter not in "OI"
     ]
     options = dict(case.geometry)
-    options.pop("feature_group_count"), options.pop("batch_group_count")
+    del options["feature_group_count"], options["batch_group_count"]
     return case.x_shape, {"filter_shape": taps, **options}
 
 
@@ -41,12 +42,12 @@ def test_patches_are_those_of_lax(seed, integers):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("taps", [0, 64], ids=["transposed", "added up"])
 def test_fold_is_the_transpose(seed, taps, integers, monkeypatch):
-    monkeypatch.setattr(jaxconv.unfold, "TAPS", taps)
+    monkeypatch.setattr(unfold, "TAPS", taps)
     shape, options = geometry(seed)
-    unfold = functools.partial(lax.conv_general_dilated_patches, **options)
+    patches = functools.partial(lax.conv_general_dilated_patches, **options)
     x_type = jax.ShapeDtypeStruct(shape, jnp.float32)
-    y = jnp.asarray(integers(*jax.eval_shape(unfold, x_type).shape))
-    (expected,) = jax.linear_transpose(unfold, x_type)(y)
+    y = jnp.asarray(integers(*jax.eval_shape(patches, x_type).shape))
+    (expected,) = jax.linear_transpose(patches, x_type)(y)
     np.testing.assert_array_equal(jaxconv.fold(y, shape, **options), expected)
 
 
@@ -59,12 +60,12 @@ def test_derivatives_and_mapping(integers):
             "padding": "SAME",
         },
     )
-    unfold = functools.partial(conv_general_dilated_patches, **options)
+    patches = functools.partial(conv_general_dilated_patches, **options)
     stock = functools.partial(lax.conv_general_dilated_patches, **options)
     y = stock(x)
     fold = functools.partial(jaxconv.fold, lhs_shape=x.shape, **options)
     for fn, other, operand, cotangent in (
-        (unfold, stock, x, y),
+        (patches, stock, x, y),
         (fold, jax.linear_transpose(stock, x), y, x),
     ):
         many = jnp.stack([operand, 2 * operand])
@@ -95,12 +96,11 @@ def test_dtypes(dtype):
     back = jaxconv.fold(patches, x.shape, (2,), (2,), "VALID")
     assert back.dtype == dtype
     np.testing.assert_array_equal(back, x)
-    wide = {"preferred_element_type": jnp.float32}
     if dtype == jnp.bfloat16:
-        assert (
-            conv_general_dilated_patches(x, (2,), (2,), "VALID", **wide).dtype
-            == jnp.float32
+        wide = conv_general_dilated_patches(
+            x, (2,), (2,), "VALID", preferred_element_type=jnp.float32
         )
+        assert wide.dtype == jnp.float32
 
 
 def test_the_kernel_gradient_is_a_product_with_patches(integers):
