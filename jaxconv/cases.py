@@ -133,23 +133,28 @@ CASES = (
 )  # fmt: skip
 
 
-def random_case(seed: int) -> ConvCase:
+def random_case(seed: int, *, wild: bool = False) -> ConvCase:
     """Draw a small convolution, the same for the same seed.
 
     0 to 3 spatial axes, any layout, strides, dilations, groups of either kind, and
     padding of either sign, that crops no more than there is.
+
+    Args:
+      seed: of the generator.
+      wild: four spatial axes and sizes of 0, too.
 
     Example:
       >>> random_case(7) == random_case(7)
       True
     """
     draw = random.Random(seed)
-    spatial = "DHW"[3 - draw.choice((0, 1, 1, 2, 2, 2, 3)) :]
+    spatial = "ADHW"[4 - draw.choice((0, 1, 1, 2, 2, 2, 3, *[4] * wild)) :]
+    least, most = (int(draw.random() < 0.97), 5) if wild else (1, 9)
     groups = draw.choice((1, 1, 1, 2, 3))
     by_feature = draw.random() < 0.7
     axes: list[dict[str, Any]] = []
     for _ in spatial:
-        size, lhs_dilation = draw.randint(1, 9), draw.choice((1, 1, 1, 2, 3, 4))
+        size, lhs_dilation = draw.randint(least, most), draw.choice((1, 1, 1, 2, 3, 4))
         extent = dilated(size, lhs_dilation)
         low = draw.randint(-min(3, extent), 5)
         high = draw.randint(-min(3, extent + min(low, 0)), 5)
@@ -173,7 +178,7 @@ def random_case(seed: int) -> ConvCase:
     # lax takes strides, padding and dilations in the order of the kernel's axes.
     ordered = [of_axis[letter] for letter in layouts[1] if letter in of_axis]
     in_features, features = draw.randint(1, 4), draw.randint(1, 4) * groups
-    batch = draw.randint(1, 3)
+    batch = draw.randint(least, 3)
     sizes = {
         "N": batch * (1 if by_feature else groups),
         "C": in_features * (groups if by_feature else 1),

@@ -21,6 +21,15 @@ hypothesis.settings.register_profile("jaxconv", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("jaxconv")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz-cases",
+        type=int,
+        default=60,
+        help="how many random convolutions test_fuzz.py draws",
+    )
+
+
 @pytest.fixture
 def integers():
     """Draws small-integer float32 arrays: every sum of products of them is exact."""
