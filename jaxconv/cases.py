@@ -61,6 +61,8 @@ _NCHW = ("NCHW", "OIHW", "NCHW")
 
 CASES = (
     ConvCase("0d", (5, 3), (3, 4), None, (), dimension_numbers=("NC", "IO", "NC")),
+    ConvCase("0d.depthwise", (2, 3), (1, 3), None, (),
+             dimension_numbers=("NC", "IO", "NC"), feature_group_count=3),
     ConvCase("1d.same", (2, 11, 3), (4, 3, 5), dimension_numbers=_1D),
     ConvCase("1d.causal-dilated", (2, 13, 3), (3, 3, 4), None, [(8, 0)], None, (4,),
              _1D),

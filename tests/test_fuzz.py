@@ -107,7 +107,8 @@ class Case:
         geometry = self.case.geometry
         y, *_ = reference_conv_vjp(*self.operands, None, **geometry)
         self.operands.append(integers(y.shape))
-        self.expected = reference_conv_vjp(*self.operands, **geometry)
+        x, kernel, g = self.operands
+        self.expected = reference_conv_vjp(x, kernel, g, **geometry)
         self.arrays = [jnp.asarray(array, self.dtype) for array in self.operands]
 
     def __str__(self):

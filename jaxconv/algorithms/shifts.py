@@ -35,7 +35,7 @@ def applies(problem: ConvProblem) -> bool:
     spec = problem.spec
     depthwise = spec.feature_group_count == problem.features and problem.channels == 1
     few = 1 < spec.feature_group_count and math.prod(problem.kernel_spatial) <= TAPS
-    return depthwise and few and max(spec.lhs_dilation) == 1 and countable(problem)
+    return depthwise and few and countable(problem) and max(spec.lhs_dilation) == 1
 
 
 def run(
