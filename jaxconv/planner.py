@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxconv.algorithms import (
     by_image,
     by_rows,
+    by_tap,
     channels_last,
     crop,
     depthwise,
@@ -171,7 +172,18 @@ def _static_plan(
             if found is not None:
                 return found
         return Plan("direct", "XLA:CPU has a fast path for it, or nothing is faster")
-    return _dilated(problem) or Plan("direct", "XLA partitions its own convolution")
+    return _partitioned(problem)
+
+
+def _partitioned(problem: ConvProblem) -> Plan:
+    """What XLA divides over devices, along any axis, with no more communication.
+
+    Phases would interleave along a sharded axis of features, which XLA gathers for it.
+    """
+    several = max(problem.channels, problem.features // problem.spec.groups) > 1
+    if by_tap.applies(problem) and several:
+        return Plan("by_tap", "XLA gathers the images of groups, but not for products")
+    return Plan("direct", "XLA partitions its own convolution")
 
 
 def _product(problem: ConvProblem) -> Plan | None:

@@ -1,9 +1,9 @@
-"""Strict JAX for every test: no silent promotion, no silent broadcasting, 4 devices."""
+"""Strict JAX for every test: no silent promotion, no silent broadcasting, 8 devices."""
 
 import os
 
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
 import hypothesis

@@ -100,7 +100,7 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, bloc
     [
         *("crop", "product", "by_image", "fold_depth", "per_group", "patches"),
         *("patches_gradient", "shifts", "depthwise", "depthwise_gradient"),
-        "channels_last",
+        *("channels_last", "by_tap"),
     ],
 )
 def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_blocks):
@@ -303,7 +303,7 @@ def test_what_was_measured_to_be_fast_is_planned(
             assert chosen == fast, (role, kind)
         # What XLA partitions by itself is left to it, and so are other platforms.
         partitioned = plan(problem, "cpu", devices=4).algorithm
-        assert partitioned in ("direct", "subpixel", "crop")
+        assert partitioned in ("direct", "by_tap", "crop")
         assert plan(problem, "cuda").algorithm in ("direct", "crop")
 
 

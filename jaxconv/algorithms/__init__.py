@@ -13,6 +13,7 @@ import jax
 from jaxconv.algorithms import (
     by_image,
     by_rows,
+    by_tap,
     channels_last,
     crop,
     depthwise,
@@ -56,6 +57,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "product": product,
     "by_image": by_image,
     "by_rows": by_rows,
+    "by_tap": by_tap,
     "subpixel": subpixel,
     "swap": swap,
     "shifts": shifts,

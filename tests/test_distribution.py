@@ -1,0 +1,195 @@
+"""Programs for several devices: the results, and what XLA partitions them into."""
+
+import collections
+import functools
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxconv
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+LAYERS = {
+    "dense": ((16, 16, 16, 16), (3, 3, 16, 32), {}),
+    "strided": ((16, 16, 16, 16), (3, 3, 16, 32), {"window_strides": (2, 2)}),
+    "kernel=stride": ((16, 16, 16, 16), (2, 2, 16, 32), {"window_strides": (2, 2)}),
+    "pointwise": ((16, 16, 16, 16), (1, 1, 16, 32), {}),
+    "transposed": ((16, 8, 8, 16), (4, 4, 16, 32), {
+        "lhs_dilation": (2, 2), "padding": [(2, 2)] * 2}),
+    "depthwise": ((16, 16, 16, 32), (3, 3, 1, 32), {"feature_group_count": 32}),
+    "grouped": ((16, 16, 16, 64), (3, 3, 8, 64), {"feature_group_count": 8}),
+    "grouped strided": ((16, 16, 16, 64), (3, 3, 8, 64), {
+        "feature_group_count": 8, "window_strides": (2, 2)}),
+}  # fmt: skip
+SPREAD = {
+    "images": (P("d"), P(), P("d")),
+    "features": (P(), P(None, None, None, "d"), P(None, None, None, "d")),
+    "channels": (P(None, None, None, "d"), P(None, None, "d"), P()),
+    "groups": (P(None, None, None, "d"), *[P(None, None, None, "d")] * 2),
+    "space": (P(None, "d"), P(), P(None, "d")),
+}
+PAIRS = [
+    (name, spread)
+    for name in LAYERS
+    for spread in SPREAD
+    if spread in ("images", "space")
+    or ("feature_group_count" in LAYERS[name][2]) == (spread == "groups")
+]
+
+
+def programs(name):
+    """The layer and its gradients by stock and by jaxconv, and shapes of (x, k, g)."""
+    x_shape, kernel_shape, options = LAYERS[name]
+    geometry = {"window_strides": (1, 1), "padding": "SAME", **options}
+
+    def of(conv):
+        layer = functools.partial(conv, **geometry, dimension_numbers=NHWC)
+
+        def step(x, kernel, g):
+            y, pull_back = jax.vjp(layer, x, kernel)
+            dx, dkernel = pull_back(g)
+            return y, dx, dkernel
+
+        return layer, step
+
+    layer, stock = of(lax.conv_general_dilated)
+    _, ours = of(jaxconv.conv_general_dilated)
+    y = jax.eval_shape(layer, jnp.ones(x_shape), jnp.ones(kernel_shape))
+    return stock, ours, (x_shape, kernel_shape, y.shape)
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((8,), ("d",), axis_types=(kind,))
+
+
+def compiled(program, shapes, spread):
+    x, kernel, y = (NamedSharding(mesh(), spec) for spec in SPREAD[spread])
+    types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    jitted = jax.jit(program, in_shardings=(x, kernel, y), out_shardings=(y, x, kernel))
+    return jitted.lower(*types).compile()
+
+
+def collectives(program):
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    return collections.Counter(
+        re.findall(rf" ({kinds})(?:-start)?\(", program.as_text())
+    )
+
+
+def costs(program) -> tuple[float, int]:
+    """FLOPs and bytes of temporary memory of each device."""
+    analysis, memory = program.cost_analysis(), program.memory_analysis()
+    return analysis["flops"], memory.temp_size_in_bytes
+
+
+@pytest.mark.parametrize(("name", "spread"), PAIRS)
+def test_no_collective_and_no_cost_that_stock_has_not(name, spread):
+    stock, ours, shapes = programs(name)
+    stock, ours = compiled(stock, shapes, spread), compiled(ours, shapes, spread)
+    known, found = collectives(stock), collectives(ours)
+    grouped = name.startswith("grouped")
+    if grouped and spread == "space":
+        assert found.keys() <= known.keys() - {"all-gather"}  # edges, and no batch
+        return
+    assert not found - known
+    if grouped:
+        assert known["all-gather"] > 0 == found["all-gather"]
+    (flops, taken), (most, allowed) = map(costs, (ours, stock))
+    assert flops <= 1.1 * most
+    assert taken <= 1.1 * allowed + (64 << 10)
+
+
+@pytest.mark.parametrize(("name", "spread"), PAIRS)
+def test_results_are_those_of_one_device(name, spread, integers):
+    stock, ours, shapes = programs(name)
+    operands = [jnp.asarray(integers(*shape)) for shape in shapes]
+    expected = jax.jit(stock)(*operands)
+    own = compiled(ours, shapes, spread)(
+        *(
+            jax.device_put(operand, NamedSharding(mesh(), spec))
+            for operand, spec in zip(operands, SPREAD[spread], strict=True)
+        )
+    )
+    for result, reference in zip(own, expected, strict=True):
+        np.testing.assert_array_equal(result, reference)
+
+
+@pytest.mark.parametrize("name", ["dense", "strided", "grouped", "depthwise"])
+def test_explicit_shardings_are_those_of_stock(name, integers):
+    stock, ours, shapes = programs(name)
+    operands = [jnp.asarray(integers(*shape)) for shape in shapes]
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        spread = [
+            jax.device_put(operand, spec)
+            for operand, spec in zip(operands, SPREAD["images"], strict=True)
+        ]
+        for own, other in zip(
+            jax.jit(ours)(*spread), jax.jit(stock)(*spread), strict=True
+        ):
+            assert jax.typeof(own).sharding == jax.typeof(other).sharding
+            np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.parametrize("name", ["dense", "strided", "grouped", "depthwise"])
+def test_shard_map_plans_what_each_device_has(name, integers):
+    stock, ours, shapes = programs(name)
+    operands = [jnp.asarray(integers(*shape)) for shape in shapes]
+    x, kernel, y = SPREAD["images"]
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh(), in_specs=(x, kernel, y), out_specs=(y, x, kernel))
+    def step(*operands):
+        return ours(*operands)  # JAX adds the kernel gradients up
+
+    for own, reference in zip(step(*operands), jax.jit(stock)(*operands), strict=True):
+        np.testing.assert_array_equal(own, reference)
+
+
+def test_donated_buffers_are_used(integers):
+    x = jax.device_put(
+        jnp.asarray(integers(16, 8, 8, 4)), NamedSharding(mesh(), P("d"))
+    )
+    kernel = jnp.asarray(integers(3, 3, 4, 4))
+    step = jax.jit(
+        lambda x, kernel: jaxconv.conv_forward({"kernel": kernel}, x), donate_argnums=0
+    )
+    step(x, kernel)
+    assert x.is_deleted()
+
+
+def test_two_processes_train_as_one():
+    page = Path(__file__).parent.parent / "docs" / "distribution.md"
+    (program,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+
+    def start(process):
+        environment = {**os.environ, "COORDINATOR": address, "PROCESS": str(process)}
+        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**environment, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def losses(process):
+        output, _ = process.communicate(timeout=300)
+        (told,) = re.findall(r"^losses (.*)$", output, re.MULTILINE)
+        return [float(word) for word in told.split()]
+
+    first, second = map(losses, [start(0), start(1)])
+    assert first == second
+    np.testing.assert_allclose(first, losses(start(-1)), atol=2e-5)
