@@ -75,7 +75,8 @@ def run(
             for tap, array in reads.items()
             for t in range(count)
         }
-    rank, y = len(spatial), None
+    rank = len(spatial)
+    y: Any = None
     for tap, X in reads.items():
         X = X.reshape(*X.shape[:-1], G, -1)  # [N, *O, G, c]
         if y is not None:  # what is read for a tap waits for the one before
