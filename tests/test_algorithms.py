@@ -1,5 +1,6 @@
 """Every algorithm equals `direct` wherever it applies; the planner chooses."""
 
+import dataclasses
 import functools
 import re
 
@@ -11,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import lax
 
+import jaxconv
 import jaxconv.lax
 from jaxconv.algorithms import (
     ALGORITHMS,
@@ -43,7 +45,28 @@ DEPTHWISE = [
           channels_first=True),
     layer("3d", 1, (4, 5, 6), 2, 2, (2, 2, 3), groups=2, padding=(1, 1)),
 ]  # fmt: skip
-TABLE = [*CASES, *map(random_case, range(100, 160)), *DEPTHWISE]
+
+
+def channels_outermost(case):
+    """The case with the channels of its input first in memory."""
+    layout = case.dimension_numbers[0]
+    order = sorted(range(len(layout)), key=lambda axis: layout[axis] != "C")
+    return dataclasses.replace(
+        case,
+        x_shape=tuple(case.x_shape[axis] for axis in order),
+        dimension_numbers=(
+            "".join(layout[axis] for axis in order),
+            *case.dimension_numbers[1:],
+        ),
+    )
+
+
+OUTERMOST = [
+    channels_outermost(case)
+    for case in map(random_case, range(200, 300))
+    if case.feature_group_count > 1 and len(case.x_shape) > 2
+]
+TABLE = [*CASES, *map(random_case, range(100, 160)), *DEPTHWISE, *OUTERMOST]
 
 
 def problem_of(case, dtype=jnp.float32):
@@ -100,12 +123,12 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, bloc
     [
         *("crop", "product", "by_image", "fold_depth", "per_group", "patches"),
         *("patches_gradient", "shifts", "depthwise", "depthwise_gradient"),
-        *("channels_last", "by_tap"),
+        *("channels_last", "by_tap", "group_by_group"),
     ],
 )
 def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_blocks):
     algorithm, applied = ALGORITHMS[name], 0
-    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE):
+    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE, *OUTERMOST):
         problem = problem_of(case)
         if not algorithm.applies(problem) or 0 in (*case.x_shape, *case.kernel_shape):
             continue
@@ -385,3 +408,19 @@ def test_subpixel_of_kernel_equal_to_stride_wastes_nothing():
     assert solved.taps.shape == (16, 1)
     assert sorted(solved.taps.ravel()) == list(range(16))
     assert solved.padding == (0, 0)
+
+
+def test_gradients_of_single_examples_are_taken_group_by_group():
+    def gradients(n, size, channels):
+        def one(x, g):
+            return jaxconv.conv_kernel_grad(
+                x[None], (3, 3, channels, channels), g[None]
+            )
+
+        shape = jax.ShapeDtypeStruct((n, size, size, channels), jnp.float32)
+        explained = jaxconv.explain(jax.vmap(one), shape, shape)
+        return [conv.algorithm for conv in explained.convolutions]
+
+    assert gradients(32, 28, 32) == ["group_by_group"]
+    # A turn of the loop takes longer than the gradient of a small example.
+    assert gradients(1024, 7, 8) == ["channels_last"]
