@@ -302,6 +302,8 @@ def conv_kernel_grad(
     x: ArrayLike,
     kernel_shape: Sequence[int],
     g: ArrayLike,
+    *,
+    dtype: DTypeLike | None = None,
     **options: Unpack[ConvOptions],
 ) -> jax.Array:
     """Compute the kernel gradient of a convolution, and nothing else.
@@ -313,10 +315,12 @@ def conv_kernel_grad(
       x: [*batch, *spatial, Cin].
       kernel_shape: shape of the kernel, [*taps, Cin // groups, Cout].
       g: cotangent of the result.
+      dtype: of the gradient; None for that of x. A wider one, such as float32 for
+        bfloat16 operands, is that of the sums, which are not rounded before.
       **options: as for `conv_forward`.
 
     Returns:
-      The gradient, of shape `kernel_shape` and the dtype of x.
+      The gradient, of shape `kernel_shape`.
 
     Raises:
       TypeError: as `conv_vjp`.
@@ -331,9 +335,9 @@ def conv_kernel_grad(
         as_array(function, "x", x),
         as_shape(function, "kernel_shape", kernel_shape),
     )
-    layer = conv_layer(
-        function, _type(x), jax.ShapeDtypeStruct(shape, x.dtype), options
-    )
+    kernel = jax.ShapeDtypeStruct(shape, x.dtype if dtype is None else dtype)
+    options["cast_kernel"] = dtype is not None
+    layer = conv_layer(function, _type(x), kernel, options)
     return layer.kernel_gradient(as_cotangent(function, g, layer.y_type), x)
 
 

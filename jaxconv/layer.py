@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -68,6 +69,9 @@ class ConvOptions(TypedDict, total=False):
         with one batch axis; further batch axes lead. Default: channels last.
       precision: as in `jax.lax.conv_general_dilated`. Default None.
       preferred_element_type: dtype of the sums and the result. Default: that of x.
+      cast_kernel: take a kernel of another precision, and round it to that of x, as
+        mixed precision has float32 parameters and bfloat16 activations; its gradient is
+        of its own dtype, and never rounded to that of x. Default False.
     """
 
     strides: IntOrInts
@@ -78,6 +82,7 @@ class ConvOptions(TypedDict, total=False):
     dimension_numbers: DimensionNumbers
     precision: Any
     preferred_element_type: DTypeLike | None
+    cast_kernel: bool
 
 
 class ConvTransposeOptions(TypedDict, total=False):
@@ -102,6 +107,7 @@ class ConvTransposeOptions(TypedDict, total=False):
       dimension_numbers: as in `ConvOptions`.
       precision: as in `jax.lax.conv_general_dilated`. Default None.
       preferred_element_type: dtype of the sums and the result. Default: that of x.
+      cast_kernel: as in `ConvOptions`. Default False.
     """
 
     strides: IntOrInts
@@ -114,6 +120,7 @@ class ConvTransposeOptions(TypedDict, total=False):
     dimension_numbers: DimensionNumbers
     precision: Any
     preferred_element_type: DTypeLike | None
+    cast_kernel: bool
 
 
 _CONV_DEFAULTS = ConvOptions(
@@ -125,6 +132,7 @@ _CONV_DEFAULTS = ConvOptions(
     dimension_numbers=None,
     precision=None,
     preferred_element_type=None,
+    cast_kernel=False,
 )
 _TRANSPOSE_DEFAULTS = ConvTransposeOptions(
     strides=1,
@@ -137,6 +145,7 @@ _TRANSPOSE_DEFAULTS = ConvTransposeOptions(
     dimension_numbers=None,
     precision=None,
     preferred_element_type=None,
+    cast_kernel=False,
 )
 _NAMES: dict[Argument, str] = {
     "lhs": "x",
@@ -336,9 +345,7 @@ def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
     )
     return Layer(
         spec,
-        conv_numerics(
-            caller, x, kernel, options["precision"], options["preferred_element_type"]
-        ),
+        _numerics(caller, x, kernel, options),
         jax.ShapeDtypeStruct(x_shape, x.dtype),
         jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
         x_map,
@@ -389,14 +396,29 @@ def transposed_layer(
     )
     return Layer(
         spec,
-        conv_numerics(
-            caller, x, kernel, options["precision"], options["preferred_element_type"]
-        ),
+        _numerics(caller, x, kernel, options),
         jax.ShapeDtypeStruct(x_shape, x.dtype),
         jax.ShapeDtypeStruct(kernel_shape, kernel.dtype),
         merged_batch(layout.lhs_spec[0], batch),
         kernel_map,
         y_map,
+    )
+
+
+def _numerics(
+    caller: Caller, x: Any, kernel: Any, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Precision and preferred_element_type, of a kernel that may be rounded first."""
+    kinds = [
+        next(
+            (k for k in (jnp.complexfloating, jnp.floating) if jnp.issubdtype(d, k)), d
+        )
+        for d in (x.dtype, kernel.dtype)
+    ]
+    if options["cast_kernel"] and kinds[0] == kinds[1]:
+        kernel = jax.ShapeDtypeStruct(kernel.shape, x.dtype)
+    return conv_numerics(
+        caller, x, kernel, options["precision"], options["preferred_element_type"]
     )
 
 

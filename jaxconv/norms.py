@@ -126,7 +126,6 @@ def _of_gradient(layer: Layer, x: jax.Array, g: jax.Array) -> jax.Array:
         jax.ShapeDtypeStruct(layer.kernel_type.shape, sums),
         spec=layer.spec,
         precision=layer.numerics["precision"],
-        preferred_element_type=sums,
     )
     return (jnp.abs(dkernel) ** 2).sum()
 

@@ -53,7 +53,8 @@ def conv(
 
     Args:
       x: the input, in the spec's layout.
-      kernel: the kernel, of the same dtype.
+      kernel: the kernel, of the same dtype, or to be rounded to it; its gradient is of
+        its own dtype, and never rounded to that of `x`.
       spec: what `jaxconv.spec.conv_spec` returned for the two shapes.
       precision: canonical, that is None, a `lax.Precision` or a pair of them.
       preferred_element_type: a dtype, or None.
@@ -101,6 +102,7 @@ def _problem(x: Any, kernel: Any, **params: Any) -> ConvProblem:
 
 def _stock(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """The same convolution by lax."""
+    kernel = kernel.astype(x.dtype)
     return direct.run(_problem(x, kernel, **params), x, kernel, _stock)
 
 
@@ -118,6 +120,7 @@ def _run(
     x: jax.Array, kernel: jax.Array, *, platform: str, devices: int, **params: Any
 ) -> jax.Array:
     """Compute the convolution by the algorithms that the planner chooses."""
+    kernel = kernel.astype(x.dtype)
 
     def run(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
         problem = _problem(x, kernel, **{**params, "spec": spec})
@@ -184,13 +187,18 @@ def input_gradient(
     flipped = calculus.transposed_kernel(kernel_axes, spec.groups, kernel)
     dx = conv(
         g,
-        flipped.astype(g.dtype),
+        flipped.astype(x_type.dtype).astype(g.dtype),
         calculus.input_gradient(spec, x_type.shape, kernel.shape, g.shape),
         precision=precision,
         preferred_element_type=preferred_element_type,
         out_sharding=_explicit(x_type.sharding),
     )
     return calculus.ungrouped_input_gradient(spec, dx).astype(x_type.dtype)
+
+
+def _bits(dtype: Any) -> int:
+    """Bits of each number."""
+    return jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
 def kernel_gradient(
@@ -214,6 +222,8 @@ def kernel_gradient(
     """
     if _is_empty(g, kernel_type):
         return _zeros(kernel_type)
+    if _bits(kernel_type.dtype) > _bits(preferred_element_type or g.dtype):
+        preferred_element_type = kernel_type.dtype
     dkernel = conv(
         x.astype(g.dtype),
         g,

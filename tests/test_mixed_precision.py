@@ -1,0 +1,111 @@
+"""Short floats: sums in float32, rounded once, and kernels of a wider dtype."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxconv
+from jaxconv.testing import draw, reference_conv_vjp
+
+SHORT = [jnp.bfloat16, jnp.float16]
+NHWC = ("NHWC", "HWIO", "NHWC")
+LAYERS = {
+    "dense": ((4, 12, 12, 8), (3, 3, 8, 16), {}),
+    "strided": ((4, 12, 12, 8), (3, 3, 8, 16), {"strides": 2}),
+    "grouped": ((4, 12, 12, 8), (3, 3, 4, 16), {"groups": 2}),
+    "depthwise": ((4, 12, 12, 8), (3, 3, 1, 8), {"groups": 8}),
+    "pointwise": ((4, 12, 12, 8), (1, 1, 8, 16), {}),
+}
+
+
+def case(name, dtype) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Operands of a layer, its options, and lax's geometry."""
+    x_shape, kernel_shape, options = LAYERS[name]
+    x, kernel = draw(0, dtype, x_shape, kernel_shape)
+    stride = options.get("strides", 1)
+    outputs = -(-x_shape[1] // stride)
+    (g,) = draw(1, dtype, (x_shape[0], outputs, outputs, kernel_shape[-1]))
+    geometry = {
+        "window_strides": (stride, stride),
+        "padding": "SAME",
+        "dimension_numbers": NHWC,
+        "feature_group_count": options.get("groups", 1),
+    }
+    return tuple(map(jnp.asarray, (x, kernel, g))), options, geometry
+
+
+def error(result, reference):
+    reference = np.asarray(reference)
+    difference = np.asarray(result).astype(float) - reference
+    return np.abs(difference).max() / np.abs(reference).max()
+
+
+def results(conv, x, kernel, g, **options):
+    y, pull_back = jax.vjp(functools.partial(conv, **options), x, kernel)
+    return y, *pull_back(g.astype(y.dtype))
+
+
+@pytest.mark.parametrize("preferred", [None, jnp.float32])
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("name", LAYERS)
+def test_errors_are_no_larger_than_those_of_lax(name, dtype, preferred):
+    (x, kernel, g), _, geometry = case(name, dtype)
+    references = reference_conv_vjp(x, kernel, g, **geometry)
+    geometry["preferred_element_type"] = preferred
+    own = results(jaxconv.conv_general_dilated, x, kernel, g, **geometry)
+    stock = results(lax.conv_general_dilated, x, kernel, g, **geometry)
+    for result, other, reference in zip(own, stock, references, strict=True):
+        assert result.dtype == other.dtype
+        rounded = float(jnp.finfo(result.dtype).eps) / 2
+        assert error(result, reference) <= max(error(other, reference), rounded) * 1.01
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_gradient_of_a_wide_kernel_is_never_rounded(name, dtype):
+    (x, kernel, g), options, geometry = case(name, dtype)
+    wide = kernel.astype(jnp.float32) * (1 + 2.0**-20)  # rounds to the kernel
+    *_, reference = reference_conv_vjp(x, kernel, g, **geometry)
+    options = {**options, "cast_kernel": True}
+    layer = functools.partial(jaxconv.conv_forward, **options)
+    y, pull_back = jax.vjp(lambda k, x: layer({"kernel": k}, x), wide, x)
+    np.testing.assert_array_equal(y, layer({"kernel": kernel}, x))
+    dkernel, dx = pull_back(g)
+    assert (y.dtype, dx.dtype, dkernel.dtype) == (dtype, dtype, jnp.float32)
+    assert error(dkernel, reference) < 2e-6  # and not 4e-3 or 5e-4
+    params, own = jaxconv.conv_vjp({"kernel": wide}, x, g, **options)
+    np.testing.assert_array_equal(*jax.tree.leaves(params), dkernel)
+    np.testing.assert_array_equal(own, dx)
+    options.pop("cast_kernel")
+    alone = jaxconv.conv_kernel_grad(x, kernel.shape, g, dtype=jnp.float32, **options)
+    np.testing.assert_array_equal(alone, dkernel)
+
+
+def test_wide_kernels_of_transposed_layers_and_of_single_examples():
+    (x, kernel, _), _, _ = case("dense", jnp.bfloat16)
+    wide = kernel.astype(jnp.float32)
+
+    def loss(kernel, x):
+        y = jaxconv.conv_transpose_forward(
+            {"kernel": kernel}, x, strides=2, cast_kernel=True
+        )
+        return y.astype(jnp.float32).sum()
+
+    together = jax.grad(loss)(wide, x)
+    single = jax.vmap(jax.grad(loss), (None, 0))(wide, x)
+    assert together.dtype == single.dtype == jnp.float32
+    np.testing.assert_allclose(single.sum(0), together, rtol=1e-5, atol=1e-3)
+
+
+def test_kernels_are_rounded_if_asked_for_alone():
+    x = jnp.ones((1, 4, 2), jnp.bfloat16)
+    with pytest.raises(TypeError, match="x and kernel must have the same dtype"):
+        jaxconv.conv_forward({"kernel": jnp.ones((3, 2, 2))}, x)
+    with pytest.raises(TypeError, match="x and kernel must have the same dtype"):
+        kernel = jnp.ones((3, 2, 2), jnp.int32)
+        jaxconv.conv_forward({"kernel": kernel}, x, cast_kernel=True)
