@@ -135,7 +135,7 @@ def fold(
             f"fold: patches must have the shape {expected} of the patches of an array "
             f"of lhs_shape={x_shape}, but got patches.shape={y.shape} (filter_shape="
             f"{tuple(filter_shape)}, padding={problem.spec.padding}). Check the "
-            "features, (channels · taps), and the window's strides, padding and dilations."
+            "features, (channels · taps), and the strides, padding and dilations."
         )
     few = math.prod(problem.kernel_spatial) <= TAPS
     if few and problem.is_static and 0 not in expected:

@@ -5,16 +5,19 @@ import math
 import sys
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+import jaxconv
 import jaxconv.lax
 from jaxconv.bench import ROLES, SUITES, ZOO, compare, layer, random_layer, report
 from jaxconv.bench.accuracy import error_of
 from jaxconv.bench.machine import Machine
+from jaxconv.bench.mapped import MAPPED
 from jaxconv.bench.measure import SLACK, Row, cost, measure, operands, program
 from jaxconv.bench.models import MODELS, training_step
 from jaxconv.bench.peer import Peer
@@ -259,12 +262,37 @@ def test_bench_times_training_steps(small, tmp_path, capsys):
     out, picture = tmp_path / "models.json", tmp_path / "models.png"
     arguments = ["bench", "--suite", "models", "--only", "vit", "--json", str(out)]
     assert main([*arguments, "--plot", str(picture)]) == 0
-    assert "difference from stock's gradients" in capsys.readouterr().out
+    assert "difference from stock's results" in capsys.readouterr().out
     (row,) = json.loads(out.read_text())["rows"]
     assert (row["layer"], row["role"]) == ("vit", "training_step")
     assert 0 < row["error"] < 1e-5
     assert row["flops"] == 2 * (2 * 4 * 14**2 * 384 * 16**2 * 3)  # no dx is needed
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_times_layers_under_vmap(small, tmp_path, capsys):
+    out = tmp_path / "mapped.json"
+    arguments = ["bench", "--suite", "mapped", "--only", "examples.many"]
+    assert main([*arguments, "--json", str(out)]) == 0
+    assert "difference from stock's results" in capsys.readouterr().out
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["layer"], row["role"]) == ("examples.many", "mapped")
+    assert row["flops"] >= 2 * 512 * 14**2 * 9 * 8 * 8
+    assert main(["bench", "--suite", "mapped", "--roles", "forward"]) == 1
+    assert "layers under vmap" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(MAPPED))
+def test_mapped_layers_are_those_of_stock(name, integers):
+    program, shapes = MAPPED[name]
+    few: list[tuple[int, ...]] = [(2, *shape[1:]) for shape in shapes]
+    if name.startswith("examples"):
+        few[1] = shapes[1]  # one kernel for all
+    operands = [jnp.asarray(integers(*shape)) for shape in few]
+    own, stock = (
+        jax.jit(fn)(*operands) for fn in (jaxconv.accelerate(program), program)
+    )
+    chex.assert_trees_all_close(own, stock, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

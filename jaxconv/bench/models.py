@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxconv.bench.measure import Row
-from jaxconv.bench.timing import compare
-from jaxconv.explanation import explain
-from jaxconv.transform import accelerate
+from jaxconv.bench.programs import measure_program
 
 
 class ConvNorm(nn.Module):
@@ -278,29 +276,14 @@ def measure_model(name: str, *, rounds: int = 9) -> Row:
       rounds: runs of each, at least.
 
     Returns:
-      A row whose FLOPs and bytes are those of the convolutions, and whose error is the
-      largest difference of the gradients over their largest entry.
+      A row, as `measure_program` makes it of the gradients.
     """
     step, arguments = training_step(name)
-    gradients: dict[str, Any] = {}
-
-    def keep(program: str, result: Any) -> None:
-        gradients[program] = jax.tree.leaves(result[-1])
-
-    programs = {"stock": step, "jaxconv": accelerate(step)}
-    timings = compare(programs, arguments, rounds=rounds, judge=keep)
-    largest = max(float(jnp.abs(leaf).max()) for leaf in gradients["stock"])
-    error = max(
-        float(jnp.abs(stock - own).max()) / largest
-        for stock, own in zip(gradients["stock"], gradients["jaxconv"], strict=True)
-    )
-    convolutions = explain(step, *arguments).convolutions
-    return Row(
+    return measure_program(
         name,
         "training_step",
-        timings["stock"],
-        timings["jaxconv"],
-        sum(conv.times * conv.flops for conv in convolutions),
-        sum(conv.times * conv.bytes for conv in convolutions),
-        error,
+        step,
+        arguments,
+        rounds=rounds,
+        judged=lambda result: result[-1],
     )

@@ -52,7 +52,7 @@ def summary(rows: Sequence[Row]) -> dict[str, tuple[float, float, str]]:
             {_name(row): row.error for row in rows if row.role in ROLES},
             max,
         ),
-        "difference from stock's gradients": (
+        "difference from stock's results": (
             {_name(row): row.error for row in rows if row.role not in ROLES},
             max,
         ),

@@ -11,6 +11,7 @@ import jax
 
 from jaxconv.bench import report
 from jaxconv.bench.machine import probe
+from jaxconv.bench.mapped import MAPPED, measure_mapped
 from jaxconv.bench.measure import ROLES, Row, measure
 from jaxconv.bench.peer import Peer, PeerError
 from jaxconv.bench.regret import choose
@@ -21,8 +22,11 @@ from jaxconv.cases import ConvCase
 WIDTH = 160
 """Columns where the output goes to a file, which wraps no lines."""
 
-MODELS_SUITE = "models"
-"""The suite of `jaxconv.bench.models`, which needs Flax."""
+PROGRAMS = {
+    "models": "whole training steps",  # of `jaxconv.bench.models`, which needs Flax
+    "mapped": "layers under vmap",
+}
+"""Suites of programs, which have no roles."""
 
 INTERRUPTED = 130
 """Exit status of a command that the user ended, as shells have it."""
@@ -50,8 +54,8 @@ def run(
     """Measure layers, print the table, and write what was asked for.
 
     Args:
-      suite: a key of `jaxconv.bench.zoo.SUITES`, or "models".
-      only: names of layers, or models, of the suite, or None for all.
+      suite: a key of `jaxconv.bench.zoo.SUITES`, or of `PROGRAMS`.
+      only: names of layers, or programs, of the suite, or None for all.
       roles: some of `jaxconv.bench.measure.ROLES`.
       dtype: name of the operands' dtype.
       rounds: runs of each program, at least.
@@ -72,13 +76,13 @@ def run(
     if not console.is_terminal:
         console = Console(width=WIDTH)
     try:
-        if suite == MODELS_SUITE and sweep is None:
+        if suite in PROGRAMS and sweep is None:
             if regret or peer or dtype != "float32" or tuple(roles) != ROLES:
                 raise UnknownLayerError(
-                    f"bench: --suite {suite} measures whole training steps in float32. "
+                    f"bench: --suite {suite} measures {PROGRAMS[suite]} in float32. "
                     "Leave out --regret, --peer, --dtype and --roles."
                 )
-            return _bench(console, *_steps(only, rounds), json, plot)
+            return _bench(console, *_programs(suite, only, rounds), json, plot)
         cases = _cases(suite, only, sweep, seed)
         wide = dtype == "float64"
         with jax.enable_x64(wide or jax.config.jax_enable_x64):
@@ -120,14 +124,17 @@ def _chosen(suite: str, only: Sequence[str] | None, known: Iterable[str]) -> lis
     return list(only or known)
 
 
-def _steps(
-    only: Sequence[str] | None, rounds: int
+def _programs(
+    suite: str, only: Sequence[str] | None, rounds: int
 ) -> tuple[list[str], Callable[[str], Row]]:
-    """Names of models, and what measures a training step of one."""
-    from jaxconv.bench.models import MODELS, measure_model
+    """Names of the suite's programs, and what measures one."""
+    if suite == "models":
+        from jaxconv.bench.models import MODELS, measure_model
 
-    names = _chosen(MODELS_SUITE, only, MODELS)
-    return names, functools.partial(measure_model, rounds=rounds)
+        known, measured = MODELS, measure_model
+    else:
+        known, measured = MAPPED, measure_mapped
+    return _chosen(suite, only, known), functools.partial(measured, rounds=rounds)
 
 
 def _peer(name: str | None, python: str | None) -> Any:
