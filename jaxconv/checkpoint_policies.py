@@ -26,7 +26,6 @@ Policy = Callable[..., Any]
 _FIELDS = tuple(ConvSpec.__dataclass_fields__)
 
 
-@functools.lru_cache(maxsize=256)
 def like_lax(policy: Policy) -> Policy:
     """The policy that treats jaxconv's convolutions as `policy` treats those of lax.
 
@@ -56,6 +55,13 @@ def like_lax(policy: Policy) -> Policy:
             f"like_lax: policy must be a function, but got policy={policy!r}. Pass one "
             "of jax.checkpoint_policies, or one of your own."
         )
+
+    return _like_lax(policy)
+
+
+@functools.lru_cache(maxsize=256)
+def _like_lax(policy: Policy) -> Policy:
+    """The same policy for the same one, by which JAX knows what it has traced."""
 
     @functools.wraps(policy)
     def asked(primitive: Any, *types: Any, **params: Any) -> Any:

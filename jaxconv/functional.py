@@ -281,7 +281,8 @@ def conv_input_grad(
       **options: as for `conv_forward`.
 
     Returns:
-      The gradient, of shape `x_shape` and the kernel's dtype.
+      The gradient, of shape `x_shape` and the kernel's dtype, or that of g where the
+      kernel is cast.
 
     Raises:
       TypeError: as `conv_vjp`.
@@ -292,9 +293,12 @@ def conv_input_grad(
       (8, 8, 3)
     """
     function = "conv_input_grad"
-    kernel = as_array(function, "kernel", kernel)
-    x_type = jax.ShapeDtypeStruct(as_shape(function, "x_shape", x_shape), kernel.dtype)
-    layer = conv_layer(function, x_type, _type(kernel), options)
+    kernel, g = as_array(function, "kernel", kernel), as_array(function, "g", g)
+    shape = as_shape(function, "x_shape", x_shape)
+    dtype = g.dtype if options.get("cast_kernel") else kernel.dtype
+    layer = conv_layer(
+        function, jax.ShapeDtypeStruct(shape, dtype), _type(kernel), options
+    )
     return layer.input_gradient(as_cotangent(function, g, layer.y_type), kernel)
 
 
@@ -335,7 +339,19 @@ def conv_kernel_grad(
         as_array(function, "x", x),
         as_shape(function, "kernel_shape", kernel_shape),
     )
-    kernel = jax.ShapeDtypeStruct(shape, x.dtype if dtype is None else dtype)
+    try:
+        wanted = jax.dtypes.canonicalize_dtype(x.dtype if dtype is None else dtype)
+    except TypeError as cause:
+        raise TypeError(
+            f"{function}: dtype must be a dtype, but got dtype={dtype!r}. Pass one "
+            "such as jnp.float32, or None."
+        ) from cause
+    if jnp.issubdtype(wanted, jnp.floating) != jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: dtype must be of the kind of x, but got dtype={dtype!r} "
+            f"(x.dtype={x.dtype}). Pass one such as jnp.float32, or None."
+        )
+    kernel = jax.ShapeDtypeStruct(shape, wanted)
     options["cast_kernel"] = dtype is not None
     layer = conv_layer(function, _type(x), kernel, options)
     return layer.kernel_gradient(as_cotangent(function, g, layer.y_type), x)

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from jaxconv import primitive
 from jaxconv.arguments import Caller, as_array, as_cotangent, as_shape
 from jaxconv.layer import ConvOptions, Layer, conv_layer
+from jaxconv.spec import is_static
 from jaxconv.unfold import unfold
 
 BLOCK = 16 << 20
@@ -51,7 +52,8 @@ def conv_kernel_grad_sq_norms(
       **options: as for `jaxconv.conv_forward`.
 
     Returns:
-      [*batch], real, of at least 32 bits: sums are taken in float32 or wider.
+      [*batch], in the order of x, real, of at least 32 bits: sums are taken in float32
+      or wider.
 
     Raises:
       TypeError: as `jaxconv.conv_vjp`.
@@ -79,7 +81,15 @@ def conv_kernel_grad_sq_norms(
         options,
     )
     g = as_cotangent(function, g, layer.y_type)
-    batch = x.shape[: x.ndim - (len(shape) - 1)]
+    leading = x.ndim - (len(shape) - 1)
+    batch = x.shape[: max(leading - 1, 0)]
+    if leading > 0:  # the last of them stands in its layout's place
+        batch += (x.shape[leading - 1 + layer.spec.dimension_numbers.lhs_spec[0]],)
+    if not is_static(*x.shape, *shape):
+        raise NotImplementedError(
+            f"{function}: sizes must be ints, but got x.shape={x.shape} (kernel_shape="
+            f"{shape}). Map `conv_kernel_grad` over symbolic sizes."
+        )
     return _by_example(layer, layer.x_map.apply(x), layer.y_map.transpose(g), batch)
 
 

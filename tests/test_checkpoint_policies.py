@@ -73,5 +73,6 @@ def test_offloaded_convolutions_wait_in_the_other_memory(count, conv):
 
 
 def test_a_policy_is_a_function():
-    with pytest.raises(TypeError, match="like_lax: policy must be a function"):
-        like_lax("dots_saveable")  # pyright: ignore[reportArgumentType]
+    for wrong in ("dots_saveable", []):
+        with pytest.raises(TypeError, match="like_lax: policy must be a function"):
+            like_lax(wrong)  # pyright: ignore[reportArgumentType]

@@ -156,6 +156,63 @@ def test_shard_map_plans_what_each_device_has(name, integers):
         np.testing.assert_array_equal(own, reference)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    [
+        *[(AxisType.Auto, pads) for pads in ("SAME", [(5, -2)], [(5, -3)], [(1, 1)])],
+        *[(AxisType.Explicit, pads) for pads in ("SAME", [(1, 1)])],
+    ],
+)
+def test_cropped_and_strided_layers_spread_over_space(kind, groups, padding, integers):
+    x, kernel = integers(4, 16, 8), integers(3, 8 // groups, 8)
+
+    def gradient(conv):
+        def loss(x, kernel):
+            y = conv(
+                x,
+                kernel,
+                (2,),
+                padding,
+                dimension_numbers=("NHC", "HIO", "NHC"),
+                feature_group_count=groups,
+            )
+            return (y**2).sum()
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    expected = gradient(lax.conv_general_dilated)(x, kernel)
+    devices = jax.make_mesh((4,), ("d",), axis_types=(kind,))
+    spread = jax.device_put(x, NamedSharding(devices, P(None, "d")))
+    own = gradient(jaxconv.conv_general_dilated)(spread, kernel)
+    for result, reference in zip(own, expected, strict=True):
+        np.testing.assert_array_equal(result, reference)
+
+
+def test_patches_spread_over_space_are_folded(integers):
+    options = {"filter_shape": (3,), "window_strides": (2,), "padding": [(5, -3)]}
+    x = jax.ShapeDtypeStruct((2, 4, 16), jnp.float32)
+    unfold = functools.partial(lax.conv_general_dilated_patches, **options)
+    y = jnp.asarray(integers(*jax.eval_shape(unfold, x).shape))
+    (expected,) = jax.linear_transpose(unfold, x)(y)
+    spread = jax.device_put(y, NamedSharding(mesh(), P(None, None, "d")))
+    fold = functools.partial(jaxconv.fold, lhs_shape=x.shape, **options)
+    np.testing.assert_array_equal(jax.jit(fold)(spread), expected)
+
+
+@pytest.mark.parametrize("taps", [3, 65])
+def test_fold_inside_of_shard_map(taps, integers):
+    y = jnp.asarray(integers(8, taps, 80))
+    options = ((taps,), (1,), "SAME")
+
+    @jax.shard_map(mesh=mesh(), in_specs=P("d"), out_specs=P("d"))
+    def folded(y):
+        return jaxconv.fold(y, (1, 1, 80), *options)
+
+    expected = jaxconv.fold(y, (8, 1, 80), *options)
+    np.testing.assert_array_equal(folded(y), expected)
+
+
 def test_donated_buffers_are_used(integers):
     x = jax.device_put(
         jnp.asarray(integers(16, 8, 8, 4)), NamedSharding(mesh(), P("d"))

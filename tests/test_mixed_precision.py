@@ -109,3 +109,43 @@ def test_kernels_are_rounded_if_asked_for_alone():
     with pytest.raises(TypeError, match="x and kernel must have the same dtype"):
         kernel = jnp.ones((3, 2, 2), jnp.int32)
         jaxconv.conv_forward({"kernel": kernel}, x, cast_kernel=True)
+
+
+def test_short_kernels_of_another_range():
+    x, g = jnp.full((64, 64, 1), 300, jnp.float16), jnp.ones((64, 64, 1), jnp.float16)
+    params = {"kernel": jnp.zeros((1, 1, 1), jnp.bfloat16)}
+    dparams, _ = jaxconv.conv_vjp(params, x, g, cast_kernel=True)
+    (dkernel,) = jax.tree.leaves(dparams)
+    assert dkernel.dtype == jnp.bfloat16
+    np.testing.assert_allclose(float(dkernel[0, 0, 0]), 64 * 64 * 300, rtol=4e-3)
+
+
+def test_the_input_gradient_of_a_cast_kernel_is_of_the_cotangents_dtype():
+    (x, kernel, g), options, _ = case("dense", jnp.bfloat16)
+    wide = kernel.astype(jnp.float32)
+    dx = jaxconv.conv_input_grad(x.shape, wide, g, cast_kernel=True, **options)
+    assert dx.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(dx, jaxconv.conv_input_grad(x.shape, kernel, g))
+
+
+@pytest.mark.parametrize("dtype", ["float33", jnp.int32, jnp.complex64])
+def test_a_wrong_dtype_of_the_gradient_is_named(dtype):
+    x, g = jnp.ones((1, 8, 3)), jnp.ones((1, 8, 4))
+    with pytest.raises(TypeError, match="conv_kernel_grad: dtype must be"):
+        jaxconv.conv_kernel_grad(x, (3, 3, 4), g, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+def test_patches_are_added_up_in_float32(dtype):
+    x = jax.ShapeDtypeStruct((1, 1, 20, 20), dtype)
+    options = {"filter_shape": (7, 7), "window_strides": (1, 1), "padding": "SAME"}
+    unfold = functools.partial(jaxconv.lax.conv_general_dilated_patches, **options)
+    values = np.random.default_rng(0).uniform(1, 2, (1, 49, 20, 20))
+    y = jnp.asarray(values, dtype)
+    expected = jaxconv.fold(y.astype(jnp.float32), x.shape, **options)
+    for result in (
+        jaxconv.fold(y, x.shape, **options),
+        jax.linear_transpose(unfold, x)(y)[0],
+    ):
+        assert result.dtype == dtype
+        assert error(result, expected) <= float(jnp.finfo(dtype).eps)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import jaxconv
 from jaxconv import norms
@@ -21,6 +22,10 @@ LAYERS = {
     "depthwise": ((3, 5, 5, 6), (3, 3, 1, 12), {"groups": 6}),
     "channels first": ((3, 4, 5, 5), (6, 4, 3, 3), {
         "dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
+    "images last": ((8, 3, 2), (3, 2, 4), {
+        "dimension_numbers": ("HNC", "HIO", "HNC")}),
+    "images last of many": ((5, 8, 2, 3), (3, 2, 4), {
+        "dimension_numbers": ("HCN", "HIO", "HNC")}),
     "circular": ((3, 6, 4), (3, 4, 5), {"padding": "CIRCULAR"}),
     "no spatial axes": ((5, 4), (4, 3), {}),
     "two batch axes": ((2, 3, 6, 4), (3, 4, 5), {}),
@@ -32,18 +37,29 @@ LAYERS = {
 
 def by_gradients(x, kernel_shape, g, **options):
     """The squared norms of explicit gradients, one by one."""
+    leading = x.ndim - (len(kernel_shape) - 1)
+    layouts = options.get("dimension_numbers", ("N", "", "N"))
+    axes = [layouts[i].index("N") for i in (0, 2)]
     one = functools.partial(jaxconv.conv_kernel_grad, kernel_shape=kernel_shape)
-    batch = x.shape[: x.ndim - (len(kernel_shape) - 1)]
-    sizes = math.prod(batch)
-    xs, gs = (
-        x.reshape(sizes, *x.shape[len(batch) :]),
-        g.reshape(sizes, *g.shape[len(batch) :]),
-    )
-    norms = [
-        jnp.sum(jnp.abs(one(x=a[None], g=b[None], **options)) ** 2)
-        for a, b in zip(xs, gs, strict=True)
-    ]
-    return jnp.asarray(norms).reshape(batch)
+    if leading == 0:
+        dkernel = one(x=x, g=g, **options)
+        return jnp.sum(jnp.abs(dkernel) ** 2)
+    others = math.prod(x.shape[: leading - 1])
+    norms = []
+    for xs, gs in zip(
+        x.reshape(others, *x.shape[leading - 1 :]),
+        g.reshape(others, *g.shape[leading - 1 :]),
+        strict=True,
+    ):
+        for n in range(xs.shape[axes[0]]):
+            dkernel = one(
+                x=lax.slice_in_dim(xs, n, n + 1, axis=axes[0]),
+                g=lax.slice_in_dim(gs, n, n + 1, axis=axes[1]),
+                **options,
+            )
+            norms.append(jnp.sum(jnp.abs(dkernel) ** 2))
+    shape = (*x.shape[: leading - 1], x.shape[leading - 1 + axes[0]])
+    return jnp.asarray(norms).reshape(shape)
 
 
 def operands(name, integers):

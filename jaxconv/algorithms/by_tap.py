@@ -9,11 +9,12 @@ Where the images are spread over devices each keeps its own: XLA partitions a pr
 by any of its axes, but gathers the whole batch on each device for a convolution with
 feature groups (openxla/xla#47945).
 
-Applies to feature groups with few taps. Costs a copy of x. Compiled for 8 devices with
-the images spread over them (64 of 32x32x64, 3x3, 8 groups; jax 0.12.0.1), a layer and
-its gradients take 232 MFLOP and 32 MB on each and one all-reduce, by stock 1230 and 50,
-and two gathers of the batch besides. Spread along a spatial axis, neighbours exchange
-edges for every place of the window along it, and nothing is gathered.
+Applies to feature groups with few taps, if x is not dilated and cropped. Costs a copy
+of x. Compiled for 8 devices with the images spread over them (64 of 32x32x64, 3x3, 8
+groups; jax 0.12.0.1), a layer and its gradients take 232 MFLOP and 32 MB on each and
+one all-reduce, by stock 1230 and 50, and two gathers of the batch besides. Spread along
+a spatial axis, neighbours exchange edges for every place of the window along it, and
+nothing is gathered.
 """
 
 import math
@@ -36,7 +37,10 @@ def applies(problem: ConvProblem) -> bool:
     spec = problem.spec
     grouped = spec.feature_group_count > 1 and spec.batch_group_count == 1
     few = math.prod(problem.kernel_spatial) <= PRODUCTS
-    return grouped and few and countable(problem)
+    # XLA's partitioner ends the process where an array is dilated and cropped at once.
+    cropped = min((pad for pair in spec.padding for pad in pair), default=0) < 0
+    at_once = cropped and max(spec.lhs_dilation, default=1) > 1
+    return grouped and few and not at_once and countable(problem)
 
 
 def run(

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxconv.bench.measure import Row
 from jaxconv.bench.timing import compare
@@ -43,12 +44,13 @@ def measure_program(
 
     programs = {"stock": program, "jaxconv": accelerate(program)}
     timings = compare(programs, arguments, rounds=rounds, judge=keep)
-    largest = max(float(jnp.abs(leaf).max()) for leaf in results["stock"])
-    differences = (
+    largest = max(float(jnp.abs(leaf).max()) for leaf in results["stock"]) or 1.0
+    differences = [
         float(jnp.abs(stock - own).max()) / largest
         for stock, own in zip(results["stock"], results["jaxconv"], strict=True)
-    )
-    error = max(float(jnp.finfo(jnp.float32).eps) / 2, *differences)
+    ]
+    # Of NumPy, for which a NaN is the largest.
+    error = float(np.max([jnp.finfo(jnp.float32).eps / 2, *differences]))
     convolutions = explain(program, *arguments).convolutions
     return Row(
         name,
