@@ -18,12 +18,10 @@ from typing import Any
 import jax
 
 from jaxconv.primitive import conv_general_dilated_p, conv_p, dot_general_p
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import FIELDS, ConvSpec
 
 Policy = Callable[..., Any]
 """Of (primitive, *types, **parameters); true to save, false to compute anew."""
-
-_FIELDS = tuple(ConvSpec.__dataclass_fields__)
 
 
 def like_lax(policy: Policy) -> Policy:
@@ -67,7 +65,7 @@ def _like_lax(policy: Policy) -> Policy:
     def asked(primitive: Any, *types: Any, **params: Any) -> Any:
         if primitive is conv_p:
             spec: ConvSpec = params.pop("spec")
-            params = {**{name: getattr(spec, name) for name in _FIELDS}, **params}
+            params = {**{name: getattr(spec, name) for name in FIELDS}, **params}
             primitive = conv_general_dilated_p
         return policy(primitive, *types, **params)
 

@@ -97,6 +97,16 @@ class ConvSpec:
         """Number of independent convolutions, of either kind."""
         return self.feature_group_count * self.batch_group_count
 
+    @property
+    def edges(self) -> list[tuple[int, int, int]]:
+        """(low, high, L − 1) per spatial axis, as `lax.pad` takes them."""
+        return [
+            (low, high, dilation - 1)
+            for (low, high), dilation in zip(
+                self.padding, self.lhs_dilation, strict=True
+            )
+        ]
+
     def output_shape(
         self, x_shape: Sequence[int], kernel_shape: Sequence[int]
     ) -> tuple[int, ...]:
@@ -116,6 +126,10 @@ class ConvSpec:
         """A result [N, *O, F] in the layout's order of axes."""
         batch, feature, *spatial = self.dimension_numbers.out_spec
         return y.transpose(np.argsort((batch, *spatial, feature)))
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(ConvSpec))
+"""Names of a spec's fields, which are those of lax's parameters."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
 
 from jaxconv.checkpoint_policies import like_lax
 from jaxconv.primitive import conv_general_dilated_p, conv_p
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import FIELDS, ConvSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -240,8 +240,6 @@ def _follow(rule: Callable, function: Any) -> Any:
     return function.wrap(rule, (), None)
 
 
-_FIELDS = tuple(ConvSpec.__dataclass_fields__)
-
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "jvp_jaxpr_fun": functools.partial(_follow, _jaxpr_rule),
     "fwd_jaxpr_thunk": functools.partial(_follow, _jaxpr_rule),
@@ -259,7 +257,7 @@ def conv_params(equation: JaxprEqn) -> dict[str, Any] | None:
     if equation.primitive is not conv_general_dilated_p:
         return None
     params = dict(equation.params)
-    spec = ConvSpec(**{name: params.pop(name) for name in _FIELDS})
+    spec = ConvSpec(**{name: params.pop(name) for name in FIELDS})
     return {"spec": spec, **params}
 
 

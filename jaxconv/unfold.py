@@ -193,13 +193,9 @@ def _read(problem: ConvProblem, x: jax.Array) -> jax.Array:
     spec, taps, outputs = problem.spec, problem.kernel_spatial, problem.output_spatial
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     rank = len(spatial)
-    edges = [
-        (low, high, between - 1)
-        for (low, high), between in zip(spec.padding, spec.lhs_dilation, strict=True)
-    ]
     # In the dtype of sums, as this is transposed into one.
     x = x.transpose(batch, *spatial, channel).astype(accumulator(problem))
-    x = _spread(x, [(0, 0, 0), *edges, (0, 0, 0)])
+    x = _spread(x, [(0, 0, 0), *spec.edges, (0, 0, 0)])
     x = lax.optimization_barrier(x)  # else each read asks whether it meets a zero
     places = []
     for i, (stride, dilation) in enumerate(

@@ -50,12 +50,8 @@ def run(
     spec, G = problem.spec, problem.spec.groups
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    edges = [
-        (low, high, between - 1)
-        for (low, high), between in zip(spec.padding, spec.lhs_dilation, strict=True)
-    ]
     x = x.transpose(batch, *spatial, channel)
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spec.edges, (0, 0, 0)])
     kernel = kernel.transpose(*taps, in_feature, feature)
     kernel = kernel.reshape(*kernel.shape[:-1], G, -1)  # [*K, C, G, f]
     # Axis by axis: one that is spread over devices takes its neighbours' edges once

@@ -139,10 +139,10 @@ def run(
     pads = [pad for pair in padding for pad in pair]
     if not is_static(*pads) or (min(pads, default=0) < 0):  # else `crop` was planned
         edges = [(0, 0, 0)] * x.ndim
-        for axis, (low, high), dilation in zip(
-            spec.dimension_numbers.lhs_spec[2:], padding, lhs_dilation, strict=True
+        for axis, edge in zip(
+            spec.dimension_numbers.lhs_spec[2:], spec.edges, strict=True
         ):
-            edges[axis] = (low, high, dilation - 1)
+            edges[axis] = edge
         x = lax.pad(x, jnp.zeros((), x.dtype), edges)
         padding, lhs_dilation = ((0, 0),) * len(padding), (1,) * len(padding)
     return lax.conv_general_dilated(

@@ -14,6 +14,7 @@ the kernel and of y. On 32 images of 28x28, 3x3, 32 channels and features, XLA:C
 (2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1, float32).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -42,13 +43,11 @@ def single(problem: ConvProblem) -> ConvProblem:
     x_shape, kernel_shape = list(problem.x_shape), list(problem.kernel_shape)
     x_shape[0] //= G
     kernel_shape[spec.dimension_numbers.rhs_spec[0]] //= G
-    return ConvProblem(
-        spec.replace(feature_group_count=1),
-        tuple(x_shape),
-        tuple(kernel_shape),
-        problem.dtype,
-        problem.precision,
-        problem.preferred_element_type,
+    return dataclasses.replace(
+        problem,
+        spec=spec.replace(feature_group_count=1),
+        x_shape=tuple(x_shape),
+        kernel_shape=tuple(kernel_shape),
     )
 
 
