@@ -124,6 +124,7 @@ def input_gradient(
             y_axes, swapped(kernel_axes), x_axes
         ),
         feature_group_count=spec.groups,
+        members=spec.members,
     )
 
 
@@ -186,6 +187,7 @@ def kernel_gradient(
         ),
         feature_group_count=spec.batch_group_count,
         batch_group_count=spec.feature_group_count,
+        members=spec.members,
     )
 
 
@@ -224,12 +226,10 @@ def batched(
         spec.dimension_numbers
     )
     if x_mapped and kernel_mapped:
-        if spec.batch_group_count > 1:
-            spec = spec.replace(batch_group_count=spec.batch_group_count * size)
-            x_axis = batch
-        else:
-            spec = spec.replace(feature_group_count=spec.feature_group_count * size)
-            x_axis = channel
+        by_batch = spec.batch_group_count > 1
+        kind = "batch_group_count" if by_batch else "feature_group_count"
+        groups = {kind: spec.groups * size, "members": spec.members * size}
+        spec, x_axis = spec.replace(**groups), batch if by_batch else channel
         return Batched(spec, Fold(x_axis, 1), Fold(feature, 1), Fold(y_feature, 1))
     if x_mapped:
         into_batch = Fold(batch, spec.batch_group_count)

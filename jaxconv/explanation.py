@@ -132,10 +132,11 @@ def _explained(
     jaxpr: Any, around: tuple[str, ...], times: int, opaque: dict[str, int]
 ) -> Iterator[ExplainedConv]:
     """The convolutions of a program and of the programs in it."""
+    made = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
     for equation in jaxpr.eqns:
         own = str(equation.source_info.name_stack)
         where = (*around, own) if own else around
-        name, params = equation.primitive.name, conv_params(equation)
+        name, params = equation.primitive.name, conv_params(equation, made)
         if params is not None:
             yield _of(equation, params, where, times)
         if name in OPAQUE:

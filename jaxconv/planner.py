@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxconv.algorithms import (
     by_image,
+    by_member,
     by_rows,
     by_tap,
     channels_last,
@@ -24,7 +25,6 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
-    group_by_group,
     pad,
     patches,
     patches_gradient,
@@ -166,7 +166,11 @@ def _static_plan(
     if devices == 1:
         gradient = functools.partial(_gradient, processor=processor)
         grouped = functools.partial(_grouped, processor=processor)
-        rules = _product, _depthwise, gradient, grouped, _dilated, _deep, _few_rows
+        members = functools.partial(_members, processor=processor)
+        rules = (
+            *(_product, _depthwise, members, gradient, grouped),
+            *(_dilated, _deep, _few_rows),
+        )
         for rule in rules:
             found = rule(problem)
             if found is not None and found.algorithm in ("subpixel", "depthwise"):
@@ -241,6 +245,25 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     return None
 
 
+def _members(problem: ConvProblem, processor: Processor) -> Plan | None:
+    """Groups that vmap has made: an ensemble's, or gradients of single examples.
+
+    Over 90 random ensembles of layers that are not depthwise, their gradients among
+    them, 1.7 times as fast as the best by groups in geometric mean, and 3.6 at most.
+    """
+    if not by_member.applies(problem):
+        return None
+    one = by_member.single(problem)
+    taps, outputs = map(math.prod, (one.kernel_spatial, one.output_spatial))
+    if max(one.channels, one.spec.groups) > 1 or not 1 < outputs < taps:
+        return Plan("by_member", "one member after the other, as vmap found them")
+    costs = {
+        "direct": NEARLY * direct.grouped_cost(problem),
+        "by_member": by_member.gradients_cost(problem, processor),
+    }
+    return _cheapest(costs)
+
+
 def _is_kernel_gradient(problem: ConvProblem) -> bool:
     """Its channels, which are the images of the layer, stand outermost."""
     return problem.spec.dimension_numbers.lhs_spec[1] == 0
@@ -278,17 +301,11 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
 
 
 def _grouped(problem: ConvProblem, processor: Processor) -> Plan | None:
-    """Feature groups of an undilated input.
-
-    Gradients of single examples are groups of one channel, their image: for 32 of
-    28x28, 3x3 and 32 channels 14 ms by stock and 4.8 group by group.
-    """
+    """Feature groups of an undilated input."""
     spec = problem.spec
     if spec.feature_group_count == 1 or max(spec.lhs_dilation, default=1) > 1:
         return None
     costs = {"direct": NEARLY * direct.grouped_cost(problem)}
-    if group_by_group.applies(problem):
-        costs["group_by_group"] = group_by_group.cost(problem, processor)
     # Stock 8.6 ms, the others 12: 9x9, 8 groups of one channel.
     several = problem.channels > 1
     if several and patches.applies(problem):

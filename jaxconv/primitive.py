@@ -33,7 +33,7 @@ from jaxconv.spec import ConvProblem, ConvSpec, is_static
 
 conv_p = Primitive("jaxconv")
 
-ROUTINES = frozenset({"direct", "channels_last", "group_by_group"})
+ROUTINES = frozenset({"direct", "channels_last", "by_member"})
 """Algorithms that read their operands once, or leave all to a routine of XLA's.
 
 What computes these may fuse with the copies that it takes: the input gradient of a

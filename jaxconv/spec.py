@@ -78,6 +78,8 @@ class ConvSpec:
         (output feature, input feature, *spatial) in the kernel.
       feature_group_count: G ≥ 1, blocks of input channels.
       batch_group_count: G ≥ 1, blocks of the input's batch; one of the two is 1.
+      members: of the G groups, how many vmap has put side by side; they are the
+        outermost blocks. What is computed does not depend on it.
     """
 
     window_strides: tuple[int, ...]
@@ -87,6 +89,7 @@ class ConvSpec:
     dimension_numbers: lax.ConvDimensionNumbers
     feature_group_count: int = 1
     batch_group_count: int = 1
+    members: int = 1
 
     def replace(self, **changes: Any) -> "ConvSpec":
         """The spec with some fields changed."""
@@ -128,8 +131,10 @@ class ConvSpec:
         return y.transpose(np.argsort((batch, *spatial, feature)))
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(ConvSpec))
-"""Names of a spec's fields, which are those of lax's parameters."""
+FIELDS = tuple(
+    field.name for field in dataclasses.fields(ConvSpec) if field.name != "members"
+)
+"""Names of the fields that lax's convolution has as parameters."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,13 +19,15 @@ which know lax's convolution by its primitive.
 
 import functools
 import itertools
+import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core.primitives import reshape_p, rev_p
 
 from jaxconv.checkpoint_policies import like_lax
 from jaxconv.primitive import conv_general_dilated_p, conv_p
@@ -176,7 +178,10 @@ def rewritten(jaxpr: Any) -> Any:
     """The program with every convolution replaced; itself, if it has none."""
     if jaxpr not in _REWRITTEN:
         if isinstance(jaxpr, Jaxpr):
-            equations = [_replaced(equation) for equation in jaxpr.eqns]
+            made = {
+                out: equation for equation in jaxpr.eqns for out in equation.outvars
+            }
+            equations = [_replaced(equation, made) for equation in jaxpr.eqns]
             changed = any(map(_is_not, equations, jaxpr.eqns))
             new = jaxpr.replace(eqns=equations) if changed else None
         else:
@@ -196,10 +201,16 @@ def _is_not(new: Any, old: Any) -> bool:
     return new is not old
 
 
-def _replaced(equation: JaxprEqn) -> JaxprEqn:
-    """The equation, if it is a convolution that of jaxconv, or with other programs."""
-    if equation.primitive is conv_general_dilated_p:
-        return equation.replace(primitive=conv_p, params=conv_params(equation))
+def _replaced(equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -> JaxprEqn:
+    """The equation, if it is a convolution that of jaxconv, or with other programs.
+
+    Args:
+      equation: of a program.
+      made: the equations of that program by their results.
+    """
+    params = conv_params(equation, made)
+    if params is not None:
+        return equation.replace(primitive=conv_p, params=params)
     params = {name: _within(value) for name, value in equation.params.items()}
     changed = any(map(_is_not, params.values(), equation.params.values()))
     is_vjp = "fwd_jaxpr_thunk" in params  # its rules may have them where it has none
@@ -250,15 +261,55 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 """What becomes of the functions among an equation's parameters, by their names."""
 
 
-def conv_params(equation: JaxprEqn) -> dict[str, Any] | None:
-    """The parameters of `conv_p` if the equation is a convolution, lax's or ours."""
+def conv_params(
+    equation: JaxprEqn, made: Mapping[Any, JaxprEqn]
+) -> dict[str, Any] | None:
+    """The parameters of `conv_p` if the equation is a convolution, lax's or ours.
+
+    Args:
+      equation: of a program.
+      made: the equations of that program by their results.
+    """
     if equation.primitive is conv_p:
         return equation.params
     if equation.primitive is not conv_general_dilated_p:
         return None
     params = dict(equation.params)
     spec = ConvSpec(**{name: params.pop(name) for name in FIELDS})
-    return {"spec": spec, **params}
+    return {"spec": spec.replace(members=_members(spec, equation, made)), **params}
+
+
+def _members(spec: ConvSpec, equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -> int:
+    """How many of a convolution's groups vmap has made, 1 if none.
+
+    It has folded an axis of both operands into the blocks that are the groups.
+    """
+    if spec.groups == 1:
+        return 1
+    (batch, channel, *_), (feature, *_), _ = spec.dimension_numbers
+    blocks = batch if spec.batch_group_count > 1 else channel
+    folded = map(_folded, equation.invars, (blocks, feature), (made, made))
+    return math.gcd(spec.groups, *folded)
+
+
+def _folded(array: Any, axis: int, made: Mapping[Any, JaxprEqn]) -> int:
+    """The size of what reshapes have folded into an axis, as its outermost blocks."""
+    maker = None if isinstance(array, Literal) else made.get(array)
+    if maker is None:
+        return 1
+    source, *_ = maker.invars
+    if maker.primitive is rev_p:
+        return _folded(source, axis, made)
+    if maker.primitive is not reshape_p:
+        return 1
+    order = maker.params["dimensions"] or range(source.aval.ndim)
+    shape = [source.aval.shape[i] for i in order]
+    for at in (axis, *range(len(shape) - 1)):
+        folded = (*shape[:at], math.prod(shape[at : at + 2]), *shape[at + 2 :])
+        if folded == array.aval.shape:
+            inner = _folded(source, order[axis + (at <= axis)], made)
+            return inner * (shape[axis] if at == axis else 1)
+    return 1
 
 
 def programs_in(equation: JaxprEqn) -> Iterator[Any]:

@@ -210,6 +210,81 @@ def test_second_derivatives_and_maps(name):
             chex.assert_trees_all_close(fast, expected, rtol=0, atol=2e-5 * scale)
 
 
+def layer_in_groups(x, kernel):
+    """2 groups of 2 channels each, in the members of an ensemble."""
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=2
+    )
+
+
+def members_of(fn, *args):
+    return [conv.problem.spec.members for conv in explain(fn, *args).convolutions]
+
+
+@pytest.mark.parametrize("mapped", [(0, 0), (3, 2)])
+@pytest.mark.parametrize("layer, channels", [(conv, 4), (layer_in_groups, 2)])
+def test_members_of_an_ensemble_are_found_in_and_outside_of_vmap(
+    layer, channels, mapped
+):
+    def loss(x, kernel):
+        layer_of = layer if layer is layer_in_groups else lambda x, k: layer(k, x)
+        return (jnp.tanh(layer_of(x, kernel)) ** 2).sum()
+
+    def gradients_of_vmap(loss):
+        return jax.grad(lambda *args: jax.vmap(loss, mapped)(*args).sum(), (0, 1))
+
+    def vmap_of_gradients(loss):
+        return jax.vmap(jax.grad(loss, (0, 1)), mapped)
+
+    x_axis, kernel_axis = mapped
+    x = jnp.stack([X, X + 1, X - 1], x_axis)
+    kernel = KERNEL[:, :, :channels]
+    kernels = jnp.stack([kernel, kernel / 2, -kernel], kernel_axis)
+    for gradients in (gradients_of_vmap, vmap_of_gradients):
+        expected = gradients(loss)(x, kernels)
+        for fast in (accelerate(gradients(loss)), gradients(accelerate(loss))):
+            assert members_of(fast, x, kernels) == [3, 3, 3]
+            chex.assert_trees_all_close(
+                jax.jit(fast)(x, kernels), expected, rtol=1e-4, atol=1e-4
+            )
+
+
+def test_members_of_members_and_what_they_share():
+    xs, kernels = jnp.stack([X, X + 1, X - 1]), jnp.stack([KERNEL, -KERNEL])
+
+    def of_both(conv):  # 3 times 2 kernels
+        inner = jax.vmap(
+            lambda kernel, x: conv(x * kernel.sum(), x[0, 0, 0, 0] * kernel), (0, None)
+        )
+        return lambda: jax.vmap(inner, (None, 0))(kernels, xs)
+
+    def of_inner(conv):  # 2 kernels, on 3 times as many images
+        inner = jax.vmap(lambda kernel, x: conv(x * kernel.sum(), kernel), (0, None))
+        return lambda: jax.vmap(inner, (None, 0))(kernels, xs)
+
+    def of_kernels(conv):  # x is shared: the kernels are one with more features
+        return lambda: jax.vmap(lambda kernel: conv(X, kernel))(kernels)
+
+    for of, members in ((of_both, 6), (of_inner, 2), (of_kernels, 1)):
+        stock, ours = (
+            of(functools.partial(of_conv, window_strides=(1, 1), padding="SAME",
+                                 dimension_numbers=NHWC))
+            for of_conv in (lax.conv_general_dilated, jaxconv.conv_general_dilated)
+        )  # fmt: skip
+        for fast in (accelerate(stock), ours):
+            assert members_of(fast) == [members]
+            chex.assert_trees_all_close(fast(), stock(), rtol=1e-4, atol=1e-4)
+
+
+def test_groups_of_a_shuffled_layer_are_not_members():
+    def shuffled(kernel, x):
+        parted = x.reshape(*x.shape[:-1], 2, -1)
+        x = jnp.swapaxes(parted, -1, -2).reshape(x.shape)
+        return layer_in_groups(x, kernel)
+
+    assert members_of(shuffled, KERNEL[:, :, :2], X) == [1]
+
+
 def test_rules_of_custom_vmap_are_followed(count):
     def mapped(fn):
         return jax.vmap(fn, (None, 0))

@@ -12,6 +12,7 @@ import jax
 
 from jaxconv.algorithms import (
     by_image,
+    by_member,
     by_rows,
     by_tap,
     channels_last,
@@ -21,7 +22,6 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
-    group_by_group,
     pad,
     patches,
     patches_gradient,
@@ -57,6 +57,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "pad": pad,
     "product": product,
     "by_image": by_image,
+    "by_member": by_member,
     "by_rows": by_rows,
     "by_tap": by_tap,
     "subpixel": subpixel,
@@ -65,7 +66,6 @@ ALGORITHMS: dict[str, Algorithm] = {
     "depthwise": depthwise,
     "depthwise_gradient": depthwise_gradient,
     "per_group": per_group,
-    "group_by_group": group_by_group,
     "fold_depth": fold_depth,
     "patches": patches,
     "patches_gradient": patches_gradient,

@@ -68,6 +68,7 @@ def run(
     inner = (0, rank + 1, *range(1, rank + 1))
     single = spec.replace(
         feature_group_count=1,
+        members=1,
         dimension_numbers=lax.ConvDimensionNumbers(
             inner, (rank + 1, rank, *range(rank)), inner
         ),
