@@ -292,7 +292,7 @@ def _members(spec: ConvSpec, equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -
     return math.gcd(spec.groups, *folded)
 
 
-def _folded(array: Any, axis: int, made: Mapping[Any, JaxprEqn]) -> int:
+def _folded(array: Any, axis: int, made: Mapping[Any, Any]) -> int:
     """The size of what reshapes have folded into an axis, as its outermost blocks."""
     maker = None if isinstance(array, Literal) else made.get(array)
     if maker is None:
@@ -306,7 +306,7 @@ def _folded(array: Any, axis: int, made: Mapping[Any, JaxprEqn]) -> int:
     shape = [source.aval.shape[i] for i in order]
     for at in (axis, *range(len(shape) - 1)):
         folded = (*shape[:at], math.prod(shape[at : at + 2]), *shape[at + 2 :])
-        if folded == array.aval.shape:
+        if folded == maker.outvars[0].aval.shape:
             inner = _folded(source, order[axis + (at <= axis)], made)
             return inner * (shape[axis] if at == axis else 1)
     return 1
