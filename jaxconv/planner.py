@@ -185,9 +185,12 @@ def _partitioned(problem: ConvProblem) -> Plan:
     """What XLA divides over devices, along any axis, with no more communication.
 
     Phases would interleave along a sharded axis of features, which XLA gathers for it.
+    A kernel gradient's window is as large as an image, and the images, which it sums
+    over, may be spread: each of its points would be a sum over devices.
     """
     several = max(problem.channels, problem.features // problem.spec.groups) > 1
-    if by_tap.applies(problem) and several:
+    taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
+    if by_tap.applies(problem) and several and taps <= outputs:
         return Plan("by_tap", "XLA gathers the images of groups, but not for products")
     return Plan("direct", "XLA partitions its own convolution")
 

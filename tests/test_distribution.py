@@ -213,6 +213,64 @@ def test_fold_inside_of_shard_map(taps, integers):
     np.testing.assert_array_equal(folded(y), expected)
 
 
+@pytest.mark.parametrize("spmd_axis_name", [None, "d"])
+@pytest.mark.parametrize("axis", ["members", "images"])
+def test_ensembles_spread_over_devices(axis, spmd_axis_name, integers):
+    shapes = (8, 8, 6, 6, 4), (8, 3, 3, 4, 2), (8, 8, 6, 6, 2)  # of x, kernels and g
+    images = P("d") if axis == "members" else P(None, "d")
+    kernels = P("d") if axis == "members" else P()
+    spread = [NamedSharding(mesh(), spec) for spec in (images, kernels, images)]
+
+    def step(conv):
+        layer = functools.partial(
+            conv, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC
+        )
+
+        def one(x, kernel, g):
+            y, pull_back = jax.vjp(layer, x, kernel)
+            return pull_back(g), y
+
+        return jax.vmap(one, spmd_axis_name=spmd_axis_name)
+
+    operands = [jnp.asarray(integers(*shape)) for shape in shapes]
+    x, kernel, y = spread
+    stock, ours = (
+        jax.jit(step(conv), in_shardings=spread, out_shardings=((x, kernel), y))
+        .lower(*operands)
+        .compile()
+        for conv in (lax.conv_general_dilated, jaxconv.conv_general_dilated)
+    )
+    assert not collectives(ours) - collectives(stock)
+    (flops, taken), (most, allowed) = map(costs, (ours, stock))
+    assert flops <= 1.1 * most and taken <= 1.1 * allowed + (64 << 10)
+    own = ours(*map(jax.device_put, operands, spread))
+    expected = step(lax.conv_general_dilated)(*operands)
+    for result, reference in zip(*map(jax.tree.leaves, (own, expected)), strict=True):
+        np.testing.assert_array_equal(result, reference)
+
+
+def test_pmap_and_named_reductions(integers):
+    x, kernel = jnp.asarray(integers(8, 2, 6, 6, 4)), jnp.asarray(integers(3, 3, 2, 4))
+
+    def loss(conv, kernel, x):
+        y = conv(
+            x, kernel, (2, 2), "SAME", dimension_numbers=NHWC, feature_group_count=2
+        )
+        return (y**2).sum()
+
+    def step(kernel, x):
+        dkernel = jax.grad(functools.partial(loss, jaxconv.conv_general_dilated))
+        return jax.lax.psum(dkernel(kernel, x), "devices")
+
+    sums = jax.pmap(step, axis_name="devices", in_axes=(None, 0))(kernel, x)
+    images = x.reshape(-1, *x.shape[2:])
+    expected = jax.grad(functools.partial(loss, lax.conv_general_dilated))(
+        kernel, images
+    )
+    for dkernel in sums:
+        np.testing.assert_array_equal(dkernel, expected)
+
+
 def test_donated_buffers_are_used(integers):
     x = jax.device_put(
         jnp.asarray(integers(16, 8, 8, 4)), NamedSharding(mesh(), P("d"))

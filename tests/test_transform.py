@@ -285,6 +285,53 @@ def test_groups_of_a_shuffled_layer_are_not_members():
     assert members_of(shuffled, KERNEL[:, :, :2], X) == [1]
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_size_of_a_program_does_not_depend_on_how_many_examples_it_has(groups):
+    def instructions(examples):
+        def loss(kernel, x):
+            return (layer(kernel, x[None]) ** 2).sum()
+
+        def layer(kernel, x):
+            return lax.conv_general_dilated(
+                x,
+                kernel,
+                (1, 1),
+                "SAME",
+                dimension_numbers=NHWC,
+                feature_group_count=groups,
+            )
+
+        gradients = accelerate(jax.vmap(jax.grad(loss), (None, 0)))
+        x = jax.ShapeDtypeStruct((examples, 28, 28, 16), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((3, 3, 16 // groups, 16), jnp.float32)
+        return jax.jit(gradients).lower(kernel, x).compile().as_text().count(" = ")
+
+    assert instructions(256) <= 1.1 * instructions(32)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_a_mapped_layer_are_those_of_the_batched_layer(groups):
+    """An unbatched layer under vmap, as Equinox has them, with one kernel for all."""
+
+    def layer(kernel, x):
+        return jaxconv.conv_forward({"kernel": kernel}, x, groups=groups)
+
+    def gradients(mapped):
+        layers = jax.vmap(layer, (None, 0)) if mapped else layer
+        step = jax.grad(lambda kernel, x: (layers(kernel, x) ** 2).sum(), (0, 1))
+        return jax.jit(step).lower(KERNEL[:, :, : 4 // groups], X).compile()
+
+    one, many = gradients(True), gradients(False)
+    assert one.cost_analysis()["flops"] <= 1.01 * many.cost_analysis()["flops"]
+    for taken, allowed in zip(*map(_memory, (one, many)), strict=True):
+        assert taken <= 1.01 * allowed
+
+
+def _memory(program):
+    memory = program.memory_analysis()
+    return memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
+
+
 def test_rules_of_custom_vmap_are_followed(count):
     def mapped(fn):
         return jax.vmap(fn, (None, 0))
