@@ -118,6 +118,8 @@ def plan(
     platform: str,
     devices: int = 1,
     processor: Processor | None = None,
+    *,
+    explicit: bool = False,
 ) -> Plan:
     """Choose the algorithm for `problem` on `platform`.
 
@@ -126,6 +128,7 @@ def plan(
       platform: "cpu", or anything else for the platforms without measured rules.
       devices: over how many the program is partitioned by XLA.
       processor: whose costs count; None for this machine's.
+      explicit: whether an operand's sharding belongs to its type.
 
     Returns:
       The plan. Algorithms leave smaller convolutions, which are planned in turn.
@@ -144,7 +147,8 @@ def plan(
     if not problem.is_static:
         chosen = Plan("direct", "a symbolic size cannot be planned")
     else:
-        chosen = _static_plan(problem, platform, devices, processor or this_processor())
+        known = processor or this_processor()
+        chosen = _static_plan(problem, platform, devices, known, explicit)
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
     if chosen.algorithm == "direct" and _is_exchanged(problem, platform, devices):
@@ -156,13 +160,17 @@ def plan(
 
 @functools.lru_cache(maxsize=4096)
 def _static_plan(
-    problem: ConvProblem, platform: str, devices: int, processor: Processor
+    problem: ConvProblem,
+    platform: str,
+    devices: int,
+    processor: Processor,
+    explicit: bool,
 ) -> Plan:
     """`plan` for problems of known sizes, whose hashes and comparisons are sound."""
     if platform != "cpu":
         return Plan("direct", f"nothing was measured to be faster on {platform}")
-    if problem.out_sharding is not None:
-        return Plan("direct", "explicitly sharded: XLA partitions its own convolution")
+    if explicit or problem.out_sharding is not None:
+        return Plan("direct", "explicitly sharded, by the rules of XLA's convolution")
     if devices == 1:
         gradient = functools.partial(_gradient, processor=processor)
         grouped = functools.partial(_grouped, processor=processor)

@@ -127,9 +127,7 @@ def _run(
     )
 
     def choose(problem: ConvProblem) -> str:
-        chosen = plan(problem, platform, devices).algorithm
-        # Explicit shardings are inferred by the rules of lax's own convolution.
-        return "direct" if explicit and chosen == "by_tap" else chosen
+        return plan(problem, platform, devices, explicit=explicit).algorithm
 
     def run(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
         problem = _problem(x, kernel, **{**params, "spec": spec})

@@ -28,7 +28,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import primitive
-from jaxconv.algorithms.windows import accumulator, zeros
+from jaxconv.algorithms.windows import accumulator, spread, zeros
 from jaxconv.arguments import (
     Caller,
     DimensionNumbers,
@@ -195,7 +195,7 @@ def _read(problem: ConvProblem, x: jax.Array) -> jax.Array:
     rank = len(spatial)
     # In the dtype of sums, as this is transposed into one.
     x = x.transpose(batch, *spatial, channel).astype(accumulator(problem))
-    x = _spread(x, [(0, 0, 0), *spec.edges, (0, 0, 0)])
+    x = spread(x, [(0, 0, 0), *spec.edges, (0, 0, 0)])
     x = lax.optimization_barrier(x)  # else each read asks whether it meets a zero
     places = []
     for i, (stride, dilation) in enumerate(
@@ -210,21 +210,6 @@ def _read(problem: ConvProblem, x: jax.Array) -> jax.Array:
     y = jnp.moveaxis(y, -1, 1 + rank)  # [N, *O, C, *K]
     y = y.reshape(len(x), *outputs, x.shape[-1] * math.prod(taps))
     return spec.laid_out(y.astype(problem.output_dtype))
-
-
-def _spread(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
-    """`lax.pad` with zeros, cropped after it where edges are negative.
-
-    XLA's partitioner ends the process where it is to do both at once.
-    """
-    zeros_around = [(max(low, 0), max(high, 0), inner) for low, high, inner in edges]
-    x = lax.pad(x, jnp.zeros((), x.dtype), zeros_around)
-    starts = [max(-low, 0) for low, _, _ in edges]
-    stops = [
-        max(size - max(-high, 0), start)
-        for size, start, (_, high, _) in zip(x.shape, starts, edges, strict=True)
-    ]
-    return lax.slice(x, starts, stops)
 
 
 def _added_up(problem: ConvProblem, y: jax.Array) -> jax.Array:
@@ -254,7 +239,7 @@ def _added_up(problem: ConvProblem, y: jax.Array) -> jax.Array:
                 (first, extent - first - dilated(size, stride), stride - 1)
             )  # negative ones drop what was read outside of x
         edges = [(0, 0, 0), *edges, (0, 0, 0)]
-        parts.append(_spread(y[..., i].astype(accumulator(problem)), edges))
+        parts.append(spread(y[..., i].astype(accumulator(problem)), edges))
     x = functools.reduce(operator.add, parts).astype(y.dtype)
     x = x[(slice(None), *(slice(None, None, step) for step in spec.lhs_dilation))]
     batch, channel, *spatial = x_axes

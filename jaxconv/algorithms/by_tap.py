@@ -9,12 +9,11 @@ Where the images are spread over devices each keeps its own: XLA partitions a pr
 by any of its axes, but gathers the whole batch on each device for a convolution with
 feature groups (openxla/xla#47945).
 
-Applies to feature groups with few taps, if x is not dilated and cropped. Costs a copy
-of x. Compiled for 8 devices with the images spread over them (64 of 32x32x64, 3x3, 8
-groups; jax 0.12.0.1), a layer and its gradients take 232 MFLOP and 32 MB on each and
-one all-reduce, by stock 1230 and 50, and two gathers of the batch besides. Spread along
-a spatial axis, neighbours exchange edges for every place of the window along it, and
-nothing is gathered.
+Applies to feature groups with few taps. Costs a copy of x. Compiled for 8 devices with
+the images spread over them (64 of 32x32x64, 3x3, 8 groups; jax 0.12.0.1), a layer and
+its gradients take 232 MFLOP and 32 MB on each and one all-reduce, by stock 1230 and 50,
+and two gathers of the batch besides. Spread along a spatial axis, neighbours exchange
+edges for every place of the window along it, and nothing is gathered.
 """
 
 import math
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.algorithms.windows import accumulator, countable
+from jaxconv.algorithms.windows import accumulator, countable, spread
 from jaxconv.spec import ConvProblem
 
 PRODUCTS = 64
@@ -37,10 +36,7 @@ def applies(problem: ConvProblem) -> bool:
     spec = problem.spec
     grouped = spec.feature_group_count > 1 and spec.batch_group_count == 1
     few = math.prod(problem.kernel_spatial) <= PRODUCTS
-    # XLA's partitioner ends the process where an array is dilated and cropped at once.
-    cropped = min((pad for pair in spec.padding for pad in pair), default=0) < 0
-    at_once = cropped and max(spec.lhs_dilation, default=1) > 1
-    return grouped and few and not at_once and countable(problem)
+    return grouped and few and countable(problem)
 
 
 def run(
@@ -51,7 +47,7 @@ def run(
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(batch, *spatial, channel)
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spec.edges, (0, 0, 0)])
+    x = spread(x, [(0, 0, 0), *spec.edges, (0, 0, 0)])
     kernel = kernel.transpose(*taps, in_feature, feature)
     kernel = kernel.reshape(*kernel.shape[:-1], G, -1)  # [*K, C, G, f]
     # Axis by axis: one that is spread over devices takes its neighbours' edges once

@@ -121,6 +121,25 @@ def unravel(index: Index, sizes: Sequence[int]) -> list[Index]:
     return [index, *coordinates[::-1]]
 
 
+def spread(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+    """`lax.pad` with zeros, cropped after it where edges are negative.
+
+    XLA's partitioner ends the process where it is to do both at once.
+
+    Example:
+      >>> spread(jnp.ones(2), [(1, -1, 1)]).tolist()
+      [0.0, 1.0, 0.0]
+    """
+    zeros_around = [(max(low, 0), max(high, 0), inner) for low, high, inner in edges]
+    x = lax.pad(x, jnp.zeros((), x.dtype), zeros_around)
+    starts = [max(-low, 0) for low, _, _ in edges]
+    stops = [
+        max(size - max(-high, 0), start)
+        for size, start, (_, high, _) in zip(x.shape, starts, edges, strict=True)
+    ]
+    return lax.slice(x, starts, stops)
+
+
 def entries(x: jax.Array, kept: int = 1) -> jax.Array:
     """The array with all axes but the last `kept` as one: a place per entry.
 

@@ -70,7 +70,7 @@ def error_of(
 
     def judge(result: Any) -> float:
         error = np.abs(np.asarray(result)[own].astype(float) - reference).max()
-        return float(max(error / largest, jnp.finfo(result.dtype).eps / 2))
+        return float(np.maximum(error / largest, jnp.finfo(result.dtype).eps / 2))
 
     return judge
 
