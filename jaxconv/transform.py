@@ -303,10 +303,11 @@ def _folded(array: Any, axis: int, made: Mapping[Any, Any]) -> int:
     if maker.primitive is not reshape_p:
         return 1
     order = maker.params["dimensions"] or range(source.aval.ndim)
-    shape = [source.aval.shape[i] for i in order]
-    for at in (axis, *range(len(shape) - 1)):
-        folded = (*shape[:at], math.prod(shape[at : at + 2]), *shape[at + 2 :])
-        if folded == maker.outvars[0].aval.shape:
+    shape, result = [source.aval.shape[i] for i in order], maker.outvars[0].aval.shape
+    if len(shape) != len(result) + 1:
+        return 1
+    for at in (axis, *range(len(result))):
+        if (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]) == result:
             inner = _folded(source, order[axis + (at <= axis)], made)
             return inner * (shape[axis] if at == axis else 1)
     return 1

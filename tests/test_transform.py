@@ -283,7 +283,15 @@ def test_groups_of_a_shuffled_layer_are_not_members():
         x = jnp.swapaxes(parted, -1, -2).reshape(x.shape)
         return layer_in_groups(x, kernel)
 
+    def turned(kernel, x):  # a reshape that folds nothing
+        return layer_in_groups(lax.reshape(x, x.shape, (0, 2, 1, 3)), kernel)
+
+    def split(kernel, x):
+        return layer_in_groups(x.reshape(*X.shape), kernel)
+
     assert members_of(shuffled, KERNEL[:, :, :2], X) == [1]
+    assert members_of(turned, KERNEL[:, :, :2], X) == [1]
+    assert members_of(split, KERNEL[:, :, :2], X.reshape(2, 64, 4)) == [1]
 
 
 @pytest.mark.parametrize("groups", [1, 4])
