@@ -31,7 +31,7 @@ from jax.extend.core.primitives import reshape_p, rev_p
 
 from jaxconv.checkpoint_policies import like_lax
 from jaxconv.primitive import conv_general_dilated_p, conv_p
-from jaxconv.spec import FIELDS, ConvSpec
+from jaxconv.spec import FIELDS, ConvSpec, is_static
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -289,7 +289,8 @@ def _members(spec: ConvSpec, equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -
     (batch, channel, *_), (feature, *_), _ = spec.dimension_numbers
     blocks = batch if spec.batch_group_count > 1 else channel
     folded = map(_folded, equation.invars, (blocks, feature), (made, made))
-    return math.gcd(spec.groups, *folded)
+    sizes = (spec.groups, *folded)
+    return math.gcd(*sizes) if is_static(*sizes) else 1
 
 
 def _folded(array: Any, axis: int, made: Mapping[Any, Any]) -> int:

@@ -277,6 +277,14 @@ def test_members_of_members_and_what_they_share():
             chex.assert_trees_all_close(fast(), stock(), rtol=1e-4, atol=1e-4)
 
 
+def test_an_unknown_number_of_members_is_not_looked_for():
+    (n,) = jax.export.symbolic_shape("n")
+    kernels = jax.ShapeDtypeStruct((n, *KERNEL.shape), KERNEL.dtype)
+    assert members_of(jax.vmap(conv, (0, None)), kernels, X) == [1]
+    xs = jax.ShapeDtypeStruct((n, *X.shape), X.dtype)
+    assert members_of(jax.vmap(conv), kernels, xs) == [1]
+
+
 def test_groups_of_a_shuffled_layer_are_not_members():
     def shuffled(kernel, x):
         parted = x.reshape(*x.shape[:-1], 2, -1)
