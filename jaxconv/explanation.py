@@ -8,7 +8,7 @@ import jax
 
 from jaxconv.planner import plan
 from jaxconv.spec import ConvProblem
-from jaxconv.transform import conv_params, demand_callable, programs_in, trace
+from jaxconv.transform import conv_params, demand_callable, makers, programs_in, trace
 
 OPAQUE = ("ffi_call", "io_callback", "pure_callback")
 """Primitives that call what is no JAX program: what they compute stays what it is."""
@@ -132,7 +132,7 @@ def _explained(
     jaxpr: Any, around: tuple[str, ...], times: int, opaque: dict[str, int]
 ) -> Iterator[ExplainedConv]:
     """The convolutions of a program and of the programs in it."""
-    made = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+    made = makers(jaxpr)
     for equation in jaxpr.eqns:
         own = str(equation.source_info.name_stack)
         where = (*around, own) if own else around

@@ -128,7 +128,7 @@ def plan(
       platform: "cpu", or anything else for the platforms without measured rules.
       devices: over how many the program is partitioned by XLA.
       processor: whose costs count; None for this machine's.
-      explicit: whether an operand's sharding belongs to its type.
+      explicit: whether an operand's sharding over several devices belongs to its type.
 
     Returns:
       The plan. Algorithms leave smaller convolutions, which are planned in turn.
@@ -175,10 +175,8 @@ def _static_plan(
         gradient = functools.partial(_gradient, processor=processor)
         grouped = functools.partial(_grouped, processor=processor)
         members = functools.partial(_members, processor=processor)
-        rules = (
-            *(_product, _depthwise, members, gradient, grouped),
-            *(_dilated, _deep, _few_rows),
-        )
+        by_groups = _product, _depthwise, members, gradient, grouped
+        rules = *by_groups, _dilated, _deep, _few_rows
         for rule in rules:
             found = rule(problem)
             if found is not None and found.algorithm in ("subpixel", "depthwise"):

@@ -78,8 +78,9 @@ class ConvSpec:
         (output feature, input feature, *spatial) in the kernel.
       feature_group_count: G ≥ 1, blocks of input channels.
       batch_group_count: G ≥ 1, blocks of the input's batch; one of the two is 1.
-      members: of the G groups, how many vmap has put side by side; they are the
-        outermost blocks. What is computed does not depend on it.
+      members: of the G groups, how many vmap (or a reshape like its own) has put side
+        by side; a divisor of G, for they are the outermost blocks. What is computed
+        does not depend on it.
     """
 
     window_strides: tuple[int, ...]

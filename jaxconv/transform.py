@@ -178,9 +178,7 @@ def rewritten(jaxpr: Any) -> Any:
     """The program with every convolution replaced; itself, if it has none."""
     if jaxpr not in _REWRITTEN:
         if isinstance(jaxpr, Jaxpr):
-            made = {
-                out: equation for equation in jaxpr.eqns for out in equation.outvars
-            }
+            made = makers(jaxpr)
             equations = [_replaced(equation, made) for equation in jaxpr.eqns]
             changed = any(map(_is_not, equations, jaxpr.eqns))
             new = jaxpr.replace(eqns=equations) if changed else None
@@ -206,7 +204,7 @@ def _replaced(equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -> JaxprEqn:
 
     Args:
       equation: of a program.
-      made: the equations of that program by their results.
+      made: the `makers` of that program.
     """
     params = conv_params(equation, made)
     if params is not None:
@@ -261,6 +259,11 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 """What becomes of the functions among an equation's parameters, by their names."""
 
 
+def makers(jaxpr: Any) -> dict[Any, JaxprEqn]:
+    """The equations of a program by their results."""
+    return {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+
+
 def conv_params(
     equation: JaxprEqn, made: Mapping[Any, JaxprEqn]
 ) -> dict[str, Any] | None:
@@ -268,7 +271,7 @@ def conv_params(
 
     Args:
       equation: of a program.
-      made: the equations of that program by their results.
+      made: the `makers` of that program.
     """
     if equation.primitive is conv_p:
         return equation.params
@@ -276,10 +279,12 @@ def conv_params(
         return None
     params = dict(equation.params)
     spec = ConvSpec(**{name: params.pop(name) for name in FIELDS})
-    return {"spec": spec.replace(members=_members(spec, equation, made)), **params}
+    return {"spec": spec.replace(members=_members_of(spec, equation, made)), **params}
 
 
-def _members(spec: ConvSpec, equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -> int:
+def _members_of(
+    spec: ConvSpec, equation: JaxprEqn, made: Mapping[Any, JaxprEqn]
+) -> int:
     """How many of a convolution's groups vmap has made, 1 if none.
 
     It has folded an axis of both operands into the blocks that are the groups.
@@ -288,7 +293,8 @@ def _members(spec: ConvSpec, equation: JaxprEqn, made: Mapping[Any, JaxprEqn]) -
         return 1
     (batch, channel, *_), (feature, *_), _ = spec.dimension_numbers
     blocks = batch if spec.batch_group_count > 1 else channel
-    folded = map(_folded, equation.invars, (blocks, feature), (made, made))
+    x, kernel = equation.invars
+    folded = _folded(x, blocks, made), _folded(kernel, feature, made)
     sizes = (spec.groups, *folded)
     return math.gcd(*sizes) if is_static(*sizes) else 1
 
@@ -307,6 +313,7 @@ def _folded(array: Any, axis: int, made: Mapping[Any, Any]) -> int:
     shape, result = [source.aval.shape[i] for i in order], maker.outvars[0].aval.shape
     if len(shape) != len(result) + 1:
         return 1
+    # Where sizes of 1 or equal ones leave a choice, the fold is the one looked for.
     for at in (axis, *range(len(result))):
         if (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]) == result:
             inner = _folded(source, order[axis + (at <= axis)], made)

@@ -124,7 +124,8 @@ def unravel(index: Index, sizes: Sequence[int]) -> list[Index]:
 def spread(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
     """`lax.pad` with zeros, cropped after it where edges are negative.
 
-    XLA's partitioner ends the process where it is to do both at once.
+    XLA's partitioner ends the process where it is to do both at once. What is cropped
+    by more than there is is empty.
 
     Example:
       >>> spread(jnp.ones(2), [(1, -1, 1)]).tolist()
