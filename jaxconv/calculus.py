@@ -222,14 +222,10 @@ def batched(
     either kind in the features) they stay outermost, so that block and block still
     meet; with both mapped, b is the outermost block itself.
     """
-    (batch, channel, *_), (feature, *_), (y_batch, y_feature, *_) = (
-        spec.dimension_numbers
-    )
+    (batch, *_), (feature, *_), (y_batch, y_feature, *_) = spec.dimension_numbers
     if x_mapped and kernel_mapped:
-        by_batch = spec.batch_group_count > 1
-        kind = "batch_group_count" if by_batch else "feature_group_count"
-        groups = {kind: spec.groups * size, "members": spec.members * size}
-        spec, x_axis = spec.replace(**groups), batch if by_batch else channel
+        x_axis = spec.block_axis
+        spec = spec.regrouped(spec.groups * size, spec.members * size)
         return Batched(spec, Fold(x_axis, 1), Fold(feature, 1), Fold(y_feature, 1))
     if x_mapped:
         into_batch = Fold(batch, spec.batch_group_count)

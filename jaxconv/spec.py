@@ -102,6 +102,18 @@ class ConvSpec:
         return self.feature_group_count * self.batch_group_count
 
     @property
+    def block_axis(self) -> int:
+        """The axis of `x` whose blocks are the groups: its batch or its channels."""
+        batch, channel, *_ = self.dimension_numbers.lhs_spec
+        return batch if self.batch_group_count > 1 else channel
+
+    def regrouped(self, groups: int, members: int) -> "ConvSpec":
+        """The spec with another number of groups, of the kind that it has."""
+        by_batch = self.batch_group_count > 1
+        kind = "batch_group_count" if by_batch else "feature_group_count"
+        return self.replace(**{kind: groups, "members": members})
+
+    @property
     def edges(self) -> list[tuple[int, int, int]]:
         """(low, high, L − 1) per spatial axis, as `lax.pad` takes them."""
         return [

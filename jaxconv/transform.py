@@ -291,10 +291,9 @@ def _members_of(
     """
     if spec.groups == 1:
         return 1
-    (batch, channel, *_), (feature, *_), _ = spec.dimension_numbers
-    blocks = batch if spec.batch_group_count > 1 else channel
     x, kernel = equation.invars
-    folded = _folded(x, blocks, made), _folded(kernel, feature, made)
+    feature = spec.dimension_numbers.rhs_spec[0]
+    folded = _folded(x, spec.block_axis, made), _folded(kernel, feature, made)
     sizes = (spec.groups, *folded)
     return math.gcd(*sizes) if is_static(*sizes) else 1
 

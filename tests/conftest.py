@@ -1,6 +1,7 @@
 """Strict JAX for every test: no silent promotion, no silent broadcasting, 8 devices."""
 
 import os
+from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -46,6 +47,17 @@ def x64():
     """Runs the test with 64-bit types."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def costs():
+    """Tells FLOPs and bytes of temporary memory of a compiled program, per device."""
+
+    def costs(program: Any) -> tuple[float, int]:
+        memory = program.memory_analysis()
+        return program.cost_analysis()["flops"], memory.temp_size_in_bytes
+
+    return costs
 
 
 @pytest.fixture(scope="session")

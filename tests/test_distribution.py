@@ -87,14 +87,8 @@ def collectives(program):
     )
 
 
-def costs(program) -> tuple[float, int]:
-    """FLOPs and bytes of temporary memory of each device."""
-    analysis, memory = program.cost_analysis(), program.memory_analysis()
-    return analysis["flops"], memory.temp_size_in_bytes
-
-
 @pytest.mark.parametrize(("name", "spread"), PAIRS)
-def test_no_collective_and_no_cost_that_stock_has_not(name, spread):
+def test_no_collective_and_no_cost_that_stock_has_not(name, spread, costs):
     stock, ours, shapes = programs(name)
     stock, ours = compiled(stock, shapes, spread), compiled(ours, shapes, spread)
     known, found = collectives(stock), collectives(ours)
@@ -215,7 +209,7 @@ def test_fold_inside_of_shard_map(taps, integers):
 
 @pytest.mark.parametrize("spmd_axis_name", [None, "d"])
 @pytest.mark.parametrize("axis", ["members", "images"])
-def test_ensembles_spread_over_devices(axis, spmd_axis_name, integers):
+def test_ensembles_spread_over_devices(axis, spmd_axis_name, integers, costs):
     shapes = (8, 8, 6, 6, 4), (8, 3, 3, 4, 2), (8, 8, 6, 6, 2)  # of x, kernels and g
     images = P("d") if axis == "members" else P(None, "d")
     kernels = P("d") if axis == "members" else P()

@@ -46,16 +46,13 @@ def single(problem: ConvProblem) -> ConvProblem:
     """The problem of one member."""
     spec, members = problem.spec, problem.spec.members
     x_shape, kernel_shape = list(problem.x_shape), list(problem.kernel_shape)
-    x_shape[_blocks(problem)] //= members
+    x_shape[spec.block_axis] //= members
     kernel_shape[spec.dimension_numbers.rhs_spec[0]] //= members
-    by_batch = spec.batch_group_count > 1
-    one = spec.replace(
-        feature_group_count=spec.feature_group_count // (1 if by_batch else members),
-        batch_group_count=spec.batch_group_count // (members if by_batch else 1),
-        members=1,
-    )
     return dataclasses.replace(
-        problem, spec=one, x_shape=tuple(x_shape), kernel_shape=tuple(kernel_shape)
+        problem,
+        spec=spec.regrouped(spec.groups // members, 1),
+        x_shape=tuple(x_shape),
+        kernel_shape=tuple(kernel_shape),
     )
 
 
@@ -71,21 +68,13 @@ def run(
 ) -> jax.Array:
     """Convolve member by member."""
     spec, one = problem.spec, single(problem).spec
+    _, (feature, *_), (_, y_feature, *_) = spec.dimension_numbers
 
     def parted(array: jax.Array, axis: int) -> jax.Array:
         array = jnp.moveaxis(unfold(array, axis, spec.members), axis, 0)
         # Else XLA lets the loop read what it has moved in an order of its own.
         return entries(array).reshape(array.shape)
 
-    members = (
-        parted(x, _blocks(problem)),
-        parted(kernel, one.dimension_numbers.rhs_spec[0]),
-    )
+    members = parted(x, spec.block_axis), parted(kernel, feature)
     y = lax.map(lambda member: conv(one, *member), members)
-    return fold(y, 0, one.dimension_numbers.out_spec[1])
-
-
-def _blocks(problem: ConvProblem) -> int:
-    """The axis of x whose outermost blocks are the members."""
-    batch, channel, *_ = problem.spec.dimension_numbers.lhs_spec
-    return batch if problem.spec.batch_group_count > 1 else channel
+    return fold(y, 0, y_feature)
