@@ -110,8 +110,8 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--suite",
         default="zoo",
-        choices=(*SUITES, "models", "mapped"),
-        help="which layers, training steps of whole models, or layers under vmap",
+        choices=(*SUITES, "models", "transforms"),
+        help="which layers, training steps of whole models, or layers under transforms",
     )
     bench.add_argument(
         "--only", type=_names, help="layers of the suite, separated by commas"

@@ -36,9 +36,18 @@ class ExplainedConv(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Additions and multiplications of its sum, padding included, once."""
-        problem = self.problem
-        terms = problem.channels * math.prod(problem.kernel_spatial)
+        """Additions and multiplications of its sum, padding included, once.
+
+        An output has a term for each tap, and for each entry of x at most.
+        """
+        problem, terms = self.problem, self.problem.channels
+        for taps, entries, dilation in zip(
+            problem.kernel_spatial,
+            problem.x_spatial,
+            problem.spec.lhs_dilation,
+            strict=True,
+        ):
+            terms *= min(taps, entries * dilation)
         products = math.prod(problem.output_shape) * terms
         return 2 * products // math.prod(problem.spec.lhs_dilation)
 

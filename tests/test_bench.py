@@ -17,12 +17,12 @@ import jaxconv.lax
 from jaxconv.bench import ROLES, SUITES, ZOO, compare, layer, random_layer, report
 from jaxconv.bench.accuracy import error_of
 from jaxconv.bench.machine import Machine
-from jaxconv.bench.mapped import MAPPED
 from jaxconv.bench.measure import SLACK, Row, cost, measure, operands, program
 from jaxconv.bench.models import MODELS, training_step
 from jaxconv.bench.peer import Peer
 from jaxconv.bench.regret import choose, problem_of
 from jaxconv.bench.timing import Timing
+from jaxconv.bench.transforms import TRANSFORMED
 from jaxconv.cli import main
 from jaxconv.commands import bench
 from jaxconv.explanation import explain
@@ -270,24 +270,23 @@ def test_bench_times_training_steps(small, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_bench_times_layers_under_vmap(small, tmp_path, capsys):
-    out = tmp_path / "mapped.json"
-    arguments = ["bench", "--suite", "mapped", "--only", "examples.many"]
+def test_bench_times_layers_under_transforms(small, tmp_path, capsys):
+    out = tmp_path / "transforms.json"
+    arguments = ["bench", "--suite", "transforms", "--only", "examples.many"]
     assert main([*arguments, "--json", str(out)]) == 0
     assert "difference from stock's results" in capsys.readouterr().out
     (row,) = json.loads(out.read_text())["rows"]
-    assert (row["layer"], row["role"]) == ("examples.many", "mapped")
+    assert (row["layer"], row["role"]) == ("examples.many", "transformed")
     assert row["flops"] >= 2 * 512 * 14**2 * 9 * 8 * 8
-    assert main(["bench", "--suite", "mapped", "--roles", "forward"]) == 1
+    assert main(["bench", "--suite", "transforms", "--roles", "forward"]) == 1
     assert "layers under vmap" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", sorted(MAPPED))
-def test_mapped_layers_are_those_of_stock(name, integers):
-    program, shapes = MAPPED[name]
-    few: list[tuple[int, ...]] = [(2, *shape[1:]) for shape in shapes]
-    if name.startswith("examples"):
-        few[1] = shapes[1]  # one kernel for all
+@pytest.mark.parametrize("name", sorted(TRANSFORMED))
+def test_transformed_layers_are_those_of_stock(name, integers):
+    program, shapes = TRANSFORMED[name]
+    # Fewer images, examples or members; a single kernel has its taps first.
+    few = [(min(shape[0], 3), *shape[1:]) for shape in shapes]
     operands = [jnp.asarray(integers(*shape)) for shape in few]
     own, stock = (
         jax.jit(fn)(*operands) for fn in (jaxconv.accelerate(program), program)

@@ -330,6 +330,31 @@ def test_gradients_of_a_mapped_layer_are_those_of_the_batched_layer(groups, cost
         assert cost <= 1.01 * most
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+def test_a_gradient_of_gradients_costs_what_forward_mode_does(groups, costs):
+    """The gradient of a kernel gradient is a layer again, and no window of an image."""
+
+    def gradients(kernel, x):
+        def loss(kernel, x):
+            return (conv(kernel, x, groups) ** 2).sum()
+
+        return jax.grad(loss, (0, 1))(kernel, x)
+
+    def forward(*args):
+        return jax.jvp(gradients, args, args)[1]
+
+    def reverse(*args):
+        return jax.vjp(gradients, *args)[1](args)
+
+    kernel = jax.ShapeDtypeStruct((3, 3, 16 // groups, 16), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, 14, 14, 16), jnp.float32)
+    (flops, _), (most, _) = (
+        costs(jax.jit(accelerate(of)).lower(kernel, x).compile())
+        for of in (reverse, forward)
+    )
+    assert flops <= 1.5 * most
+
+
 def test_rules_of_custom_vmap_are_followed(count):
     def mapped(fn):
         return jax.vmap(fn, (None, 0))
@@ -615,6 +640,13 @@ def test_explain_tells_roles_places_and_costs():
     assert first.flops == 2 * 2 * 8 * 8 * 4 * 4 * 9
     assert first.bytes == 4 * (2 * X.size + KERNEL.size)
     assert len(str(found).splitlines()) == 6
+
+    def slope(kernel, x):  # of a kernel gradient: its window is larger than its input
+        gradient = jax.grad(lambda kernel: (conv(kernel, x) * X).sum())(kernel)
+        return (gradient * kernel).sum()
+
+    last = explain(jax.grad(slope, 1), KERNEL, X).convolutions[-1]
+    assert (last.algorithm, last.flops) == ("swap", first.flops)
     assert explain(conv, KERNEL, X).convolutions[0].role == "plain"
     assert str(explain(jnp.sin, X)) == "no convolutions"
     assert explain(accelerate(conv), KERNEL, X) == explain(conv, KERNEL, X)

@@ -11,11 +11,18 @@ a convolution of k with the kernel x, whose dilation is L, while d dilates its i
     y[n, f, O − 1 − o'] = Σ_{c, i} k̃[f, c, s·o' + L·i − p'] · x[n, c, i],
     p' = s·(O − 1) − p.
 
-Features and batch change places, and so do the dilations.
+Features and batch change places, and so do the dilations. Batch groups stay such, as
+their blocks stand in the batch of x and in the features of k, and so do feature groups
+once their blocks are moved there, and to the channels of k.
 
-Applies to ungrouped convolutions. Costs a flip of y. An input that is dilated becomes
-a kernel that is, whose zeros nobody multiplies by: so the kernel gradients of
-transposed layers, 134 ms by stock and 159 ms for those of 256 and 4x4 taps.
+Applies to all convolutions of known sizes. Costs a flip of y. It pays where the window
+has more taps than x has entries: so the gradient of a kernel gradient, which a penalty
+on gradients and a step of meta-learning take. Its x is a tangent of the kernel, its
+window an image, and exchanged it is a layer again: for one of 3x3 and 64 channels on 8
+images of 28x28 102 ms by stock and 1.1, depthwise with 144 channels at 56 960 and 1.3
+(AMD EPYC with AVX-512, jax 0.12.0.1, float32). An input that is dilated becomes a
+kernel that is, whose zeros nobody multiplies by: so the kernel gradients of transposed
+layers, 134 ms by stock and 159 ms for those of 256 and 4x4 taps.
 """
 
 import dataclasses
@@ -24,13 +31,13 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from jaxconv.calculus import swapped
+from jaxconv.calculus import fold, swapped, unfold
 from jaxconv.spec import ConvProblem, dilated
 
 
 def applies(problem: ConvProblem) -> bool:
-    """No groups, and all sizes known."""
-    return problem.is_static and problem.spec.groups == 1
+    """All sizes are known."""
+    return problem.is_static
 
 
 def swapped_problem(problem: ConvProblem) -> ConvProblem:
@@ -58,8 +65,14 @@ def swapped_problem(problem: ConvProblem) -> ConvProblem:
             kernel_axes, x_axes, swapped(y_axes)
         ),
     )
+    x_shape, kernel_shape = list(problem.kernel_shape), list(problem.x_shape)
+    if (G := spec.feature_group_count) > 1:
+        x_shape[kernel_axes[0]] //= G
+        x_shape[kernel_axes[1]] *= G
+        kernel_shape[x_axes[0]] *= G
+        kernel_shape[x_axes[1]] //= G
     return dataclasses.replace(
-        problem, spec=spec, x_shape=problem.kernel_shape, kernel_shape=problem.x_shape
+        problem, spec=spec, x_shape=tuple(x_shape), kernel_shape=tuple(kernel_shape)
     )
 
 
@@ -67,5 +80,13 @@ def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Convolve `kernel` with `x`, and flip the result."""
-    y = conv(swapped_problem(problem).spec, kernel, x)
-    return lax.rev(y, problem.spec.dimension_numbers.out_spec[2:])
+    spec = problem.spec
+    (batch, channel, *_), (feature, in_feature, *_), _ = spec.dimension_numbers
+    y_batch, y_feature, *spatial = spec.dimension_numbers.out_spec
+    if (G := spec.feature_group_count) > 1:
+        x = fold(unfold(x, channel, G), channel, batch)
+        kernel = fold(unfold(kernel, feature, G), feature, in_feature)
+    y = conv(swapped_problem(problem).spec, kernel, x)  # [F, (G, N), *O]
+    if spec.groups > 1:
+        y = fold(unfold(y, y_batch, spec.groups), y_batch, y_feature)
+    return lax.rev(y, spatial)

@@ -11,11 +11,11 @@ import jax
 
 from jaxconv.bench import report
 from jaxconv.bench.machine import probe
-from jaxconv.bench.mapped import MAPPED, measure_mapped
 from jaxconv.bench.measure import ROLES, Row, measure
 from jaxconv.bench.peer import Peer, PeerError
 from jaxconv.bench.regret import choose
 from jaxconv.bench.sweep import random_layer
+from jaxconv.bench.transforms import TRANSFORMED, measure_transformed
 from jaxconv.bench.zoo import SUITES
 from jaxconv.cases import ConvCase
 
@@ -24,7 +24,7 @@ WIDTH = 160
 
 PROGRAMS = {
     "models": "whole training steps",  # of `jaxconv.bench.models`, which needs Flax
-    "mapped": "layers under vmap",
+    "transforms": "layers under vmap, and second derivatives",
 }
 """Suites of programs, which have no roles."""
 
@@ -133,7 +133,7 @@ def _programs(
 
         known, measured = MODELS, measure_model
     else:
-        known, measured = MAPPED, measure_mapped
+        known, measured = TRANSFORMED, measure_transformed
     return _chosen(suite, only, known), functools.partial(measured, rounds=rounds)
 
 
