@@ -128,6 +128,44 @@ def input_gradient(
     )
 
 
+def input_gradient_over_kernel(
+    spec: ConvSpec,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    y_shape: Sequence[int],
+) -> ConvSpec:
+    """Spec of the input gradient, a convolution of k with the window g.
+
+    dx[n, c, i] = Σ_{f, o'} k̃[f, c, L·i + s·o' − (s·(O−1) − p)] · g[n, f, O−1−o']
+
+    The other reading of (1) for L·i, with o' = O−1−o: the one for a kernel that is
+    larger than g, as that of a kernel gradient is, an image. Its input features c are
+    the batch, and g, flipped, has the batch n as its features. Batch groups come back
+    as feature groups, whose G blocks stand in the features of k as they are, and are
+    moved in g from its features to its batch, by `transposed_kernel`. Feature groups
+    would have to be moved in dx, too, and are not taken.
+    """
+    x_axes, kernel_axes, y_axes = spec.dimension_numbers
+    padding = []
+    for (low, _), extents in zip(
+        spec.padding, _extents(spec, x_shape, kernel_shape, y_shape), strict=True
+    ):
+        x_extent, k_extent, window = extents
+        new_low = window - 1 - low
+        padding.append((new_low, x_extent + window - 1 - k_extent - new_low))
+    return ConvSpec(
+        window_strides=spec.lhs_dilation,
+        padding=tuple(padding),
+        lhs_dilation=spec.rhs_dilation,
+        rhs_dilation=spec.window_strides,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            swapped(kernel_axes), y_axes, swapped(x_axes)
+        ),
+        feature_group_count=spec.batch_group_count,
+        members=spec.members,
+    )
+
+
 def transposed_kernel(axes: Sequence[int], groups: int, kernel: jax.Array) -> jax.Array:
     """The kernel of the input gradient: k[f, c, K−1−t'], in the axis order of k.
 

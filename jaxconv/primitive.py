@@ -12,6 +12,7 @@ Batching maps it to itself. Lowering asks the planner, per platform.
 import operator
 from collections.abc import Sequence
 from functools import partial, reduce
+from math import prod
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxconv import calculus
 from jaxconv.algorithms import ALGORITHMS, direct
-from jaxconv.planner import plan
+from jaxconv.planner import LARGER, plan
 from jaxconv.spec import ConvProblem, ConvSpec, is_static
 
 conv_p = Primitive("jaxconv")
@@ -178,6 +179,8 @@ def input_gradient(
 ) -> jax.Array:
     """Σ_{f, o, t} g[n, f, o]·k[f, c, t]: see `calculus.input_gradient`.
 
+    It is read as a convolution of g with the kernel, or of the kernel with g.
+
     Args:
       g: cotangent of the output.
       kernel: the kernel; converted to the dtype of `g`, as lax does.
@@ -188,17 +191,39 @@ def input_gradient(
     """
     if _is_empty(g, x_type):
         return _zeros(x_type)
-    kernel_axes = spec.dimension_numbers.rhs_spec
-    flipped = calculus.transposed_kernel(kernel_axes, spec.groups, kernel)
+    kernel = kernel.astype(x_type.dtype).astype(g.dtype)
+    over_kernel = _is_image(kernel, g, spec)
+    read = (
+        calculus.input_gradient_over_kernel if over_kernel else calculus.input_gradient
+    )
+    image, window = (kernel, g) if over_kernel else (g, kernel)
+    _, kernel_axes, y_axes = spec.dimension_numbers
+    axes = calculus.swapped(y_axes) if over_kernel else kernel_axes
     dx = conv(
-        g,
-        flipped.astype(x_type.dtype).astype(g.dtype),
-        calculus.input_gradient(spec, x_type.shape, kernel.shape, g.shape),
+        image,
+        calculus.transposed_kernel(axes, spec.groups, window),
+        read(spec, x_type.shape, kernel.shape, g.shape),
         precision=precision,
         preferred_element_type=preferred_element_type,
         out_sharding=_explicit(x_type.sharding),
     )
-    return calculus.ungrouped_input_gradient(spec, dx).astype(x_type.dtype)
+    if not over_kernel:
+        dx = calculus.ungrouped_input_gradient(spec, dx)
+    return dx.astype(x_type.dtype)
+
+
+def _is_image(kernel: jax.Array, g: jax.Array, spec: ConvSpec) -> bool:
+    """Whether the kernel is an image, as a kernel gradient has one, and g the kernel.
+
+    As a window over g it would take a product for each of its taps, of which few meet
+    an entry.
+    """
+    taps, entries = (
+        [array.shape[axis] for axis in axes[2:]]
+        for array, axes in zip((kernel, g), spec.dimension_numbers[1:], strict=True)
+    )
+    larger = is_static(*taps, *entries) and prod(taps) >= LARGER * prod(entries)
+    return larger and spec.feature_group_count == 1
 
 
 def _bits(dtype: Any) -> int:

@@ -55,6 +55,11 @@ def test_gradients_are_convolutions(case, integers):
     got = by_reference(calculus.input_gradient(spec, *shapes), g, turned)
     got = calculus.ungrouped_input_gradient(spec, jnp.asarray(got, jnp.float32))
     np.testing.assert_array_equal(got, dx)
+    if spec.feature_group_count == 1:
+        axes = calculus.swapped(spec.dimension_numbers.out_spec)
+        turned = np.asarray(calculus.transposed_kernel(axes, spec.groups, g))
+        over_kernel = calculus.input_gradient_over_kernel(spec, *shapes)
+        np.testing.assert_array_equal(by_reference(over_kernel, kernel, turned), dx)
     got = by_reference(calculus.kernel_gradient(spec, *shapes), x, g)
     np.testing.assert_array_equal(got, dkernel)
 

@@ -48,13 +48,17 @@ PAIRS = [
 ]
 
 
+def layer_of(name, conv):
+    geometry = {"window_strides": (1, 1), "padding": "SAME", **LAYERS[name][2]}
+    return functools.partial(conv, **geometry, dimension_numbers=NHWC)
+
+
 def programs(name):
     """The layer and its gradients by stock and by jaxconv, and shapes of (x, k, g)."""
-    x_shape, kernel_shape, options = LAYERS[name]
-    geometry = {"window_strides": (1, 1), "padding": "SAME", **options}
+    x_shape, kernel_shape, _ = LAYERS[name]
 
     def of(conv):
-        layer = functools.partial(conv, **geometry, dimension_numbers=NHWC)
+        layer = layer_of(name, conv)
 
         def step(x, kernel, g):
             y, pull_back = jax.vjp(layer, x, kernel)
@@ -97,6 +101,36 @@ def test_no_collective_and_no_cost_that_stock_has_not(name, spread, costs):
         if spread == "space":  # and so exchanges no edges: two for each convolution
             known["collective-permute"] = 6
     assert not found - known
+    (flops, taken), (most, allowed) = map(costs, (ours, stock))
+    assert flops <= 1.1 * most
+    assert taken <= 1.1 * allowed + (64 << 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"), [pair for pair in PAIRS if pair[1] != "space"]
+)
+def test_no_collective_and_no_cost_in_gradients_of_gradients(name, spread, costs):
+    x_shape, kernel_shape, _ = LAYERS[name]
+    x, kernel, _ = (NamedSharding(mesh(), spec) for spec in SPREAD[spread])
+    types = tuple(
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape)
+    )
+
+    def compiled(conv):
+        def loss(*operands):
+            return (layer_of(name, conv)(*operands) ** 2).sum()
+
+        def second(operands, tangents):
+            return jax.vjp(jax.grad(loss, (0, 1)), *operands)[1](tangents)
+
+        pair = (x, kernel)
+        step = jax.jit(second, in_shardings=(pair, pair), out_shardings=pair)
+        return step.lower(types, types).compile()
+
+    stock, ours = map(
+        compiled, (lax.conv_general_dilated, jaxconv.conv_general_dilated)
+    )
+    assert not collectives(ours) - collectives(stock)
     (flops, taken), (most, allowed) = map(costs, (ours, stock))
     assert flops <= 1.1 * most
     assert taken <= 1.1 * allowed + (64 << 10)
