@@ -25,6 +25,7 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
+    overlap_add,
     pad,
     patches,
     patches_gradient,
@@ -184,7 +185,7 @@ def _static_plan(
         grouped = functools.partial(_grouped, processor=processor)
         members = functools.partial(_members, processor=processor)
         by_groups = _product, _depthwise, members, gradient, grouped
-        rules = _larger_window, *by_groups, _dilated, _deep, _few_rows
+        rules = _larger_window, *by_groups, _dilated, _deep, _dense
         for rule in rules:
             found = rule(problem)
             if found is not None and found.algorithm in ("subpixel", "depthwise"):
@@ -356,24 +357,22 @@ def _cheapest(costs: dict[str, float]) -> Plan:
 
 
 def _dilated(problem: ConvProblem) -> Plan | None:
-    """Sub-pixel phases, or XLA's own routine.
+    """Sub-pixel phases, or a product that is added up where windows overlap.
 
-    That is a product, whose entries are added up where windows overlap. Phases need no
-    adding up, but multiply by the zeros that fill up their windows. jax 0.10.2 gave the
-    same order.
+    XLA's own routine is such a product. Phases need no adding up, but multiply by the
+    zeros that fill up their windows. jax 0.10.2 gave the same order.
     """
     if not subpixel.applies(problem):
         return None
-    if not _is_product_and_scatter(problem):
+    costs = {}
+    if _is_product_and_scatter(problem):
+        costs["direct"] = NEARLY * direct.scatter_cost(problem)
+    if overlap_add.applies(problem):
+        costs["overlap_add"] = overlap_add.cost(problem)
+    if not costs:
         return Plan("subpixel", "XLA:CPU multiplies by the zeros of a dilated input")
-    if subpixel.weights(problem) * problem.dtype.itemsize > by_image.BLOCK:
-        return Plan(
-            "direct", "the kernel's phases take more memory than they are worth"
-        )
-    costs = {
-        "direct": NEARLY * direct.scatter_cost(problem),
-        "subpixel": subpixel.cost(problem),
-    }
+    if subpixel.weights(problem) * problem.dtype.itemsize <= by_image.BLOCK:
+        costs["subpixel"] = subpixel.cost(problem)  # else a large copy of the kernel
     return _cheapest(costs)
 
 
@@ -417,31 +416,33 @@ def _deep(problem: ConvProblem) -> Plan | None:
     taps = math.prod(problem.kernel_spatial)
     if rank < 3 or not fold_depth.applies(problem):
         return None
+    if overlap_add.applies(problem):
+        return Plan("overlap_add", "one product, which XLA:CPU has no routine for")
     if taps == 1 or math.prod(problem.output_spatial[1:]) < SLICE:
         return Plan("patches", "slices too small to convolve one by one")
     return Plan("fold_depth", "XLA:CPU has a fast path for two spatial axes")
 
 
-def _few_rows(problem: ConvProblem) -> Plan | None:
-    """Few outputs and many weights, as the last layers of a network have them.
+def _dense(problem: ConvProblem) -> Plan | None:
+    """Windows over an undilated input, without groups, in one or two dimensions.
 
-    3x3 at 7x7 on one image, 1024 to 256 channels: the input gradient takes 5.7 ms by
-    stock and 2.0 by patches.
+    XLA's own routine reads each entry for every tap, and orders the kernel first: with
+    many weights and few outputs, and in input gradients, other products are faster.
     """
+    spec, weights = problem.spec, math.prod(problem.kernel_shape)
+    if spec.groups > 1 or max(spec.lhs_dilation, default=1) > 1:
+        return None
+    if _is_kernel_gradient(problem) or not _is_fast(problem.dtype):
+        return None
+    costs = {}
+    if overlap_add.applies(problem):
+        costs["overlap_add"] = overlap_add.cost(problem)
     rows = problem.batch * math.prod(problem.output_spatial)
-    if (
-        problem.spec.groups > 1
-        or rows > ROWS
-        or math.prod(problem.kernel_shape) < MANY_WEIGHTS
-    ):
+    if rows <= ROWS and weights >= MANY_WEIGHTS and patches.applies(problem):
+        costs["patches"] = patches.dense_cost(problem)
+    if not costs:
         return None
-    if _is_kernel_gradient(problem) or not patches.applies(problem):
-        return None
-    costs = {
-        "direct": NEARLY * direct.dense_cost(problem),
-        "patches": patches.dense_cost(problem),
-    }
-    return _cheapest(costs)
+    return _cheapest({"direct": NEARLY * direct.dense_cost(problem), **costs})
 
 
 def _is_exchanged(problem: ConvProblem, platform: str, devices: int) -> bool:

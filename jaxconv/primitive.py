@@ -34,7 +34,7 @@ from jaxconv.spec import ConvProblem, ConvSpec, is_static
 
 conv_p = Primitive("jaxconv")
 
-ROUTINES = frozenset({"direct", "channels_last", "by_member"})
+ROUTINES = frozenset({"direct", "channels_last", "by_member", "overlap_add"})
 """Algorithms that read their operands once, or leave all to a routine of XLA's.
 
 What computes these may fuse with the copies that it takes: the input gradient of a

@@ -22,6 +22,7 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
+    overlap_add,
     pad,
     patches,
     patches_gradient,
@@ -54,6 +55,7 @@ class Algorithm(Protocol):
 ALGORITHMS: dict[str, Algorithm] = {
     "empty": empty,
     "crop": crop,
+    "overlap_add": overlap_add,
     "pad": pad,
     "product": product,
     "by_image": by_image,

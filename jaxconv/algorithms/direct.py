@@ -43,6 +43,7 @@ def scatter_cost(problem: ConvProblem) -> float:
     scattered = runs * problem.features
     added = (2.7e-10 if outputs <= CACHED else 14e-10) * scattered + 1.5e-9 * runs
     moved = 0.9e-10 * math.prod(problem.x_shape) + 1.1e-10 * transposed(problem)
+    moved += _ordered(problem)
     return 2.1e-5 + 2.6e-12 * 2 * scattered * problem.channels + added + moved
 
 
@@ -93,16 +94,23 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
 
 
 def dense_cost(problem: ConvProblem) -> float:
-    """Seconds, about, of a dense convolution of few outputs and many weights.
+    """Seconds, about, of a dense convolution in one or two dimensions.
 
-    XLA:CPU orders the weights first: as many as there are, and five times as slowly
-    where the features do not stand last, as in input gradients. Fitted as the dense
-    cost of `patches` is.
+    The longer of two fits: to the layers of `overlap_add`, and to those of `patches`,
+    of few outputs and many weights. Some of these take several times as long.
     """
-    weights, flops = math.prod(problem.kernel_shape), products(problem)
+    outputs = problem.batch * math.prod(problem.output_spatial)
+    reads, flops = outputs * math.prod(problem.kernel_spatial), products(problem)
+    read = (1.6e-9 + 9.1e-11 * problem.channels) * reads
+    many = 3.1e-5 + read + 2.25e-12 * flops + _ordered(problem)
+    return max(many, 1e-5 + 3e-12 * flops + 1.8 * _ordered(problem))
+
+
+def _ordered(problem: ConvProblem) -> float:
+    """Seconds, about, for the weights: more where the features do not stand last."""
     feature, in_feature, *_ = problem.spec.dimension_numbers.rhs_spec
-    ordered = 2.3e-10 if in_feature < feature else 1.2e-9
-    return 1e-5 + ordered * weights + 3e-12 * flops
+    each = 1.3e-10 if in_feature < feature else 6.7e-10
+    return each * math.prod(problem.kernel_shape)
 
 
 def products(problem: ConvProblem) -> int:

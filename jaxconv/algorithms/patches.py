@@ -37,8 +37,8 @@ from jaxconv.algorithms.windows import (
 )
 from jaxconv.spec import ConvProblem
 
-PATCHES = 2 << 20
-"""Bytes of X that are written at a time."""
+PATCHES, WEIGHTS = 2 << 20, 8 << 20
+"""Bytes of X that are written at a time: as many as those of k, between the two."""
 
 
 def applies(problem: ConvProblem) -> bool:
@@ -97,7 +97,9 @@ def run(
     positions = (problem.batch, *problem.output_spatial)
     t, total = coordinates(axes, "taps"), math.prod(positions)
     row = max(kernel.shape[1], f) * problem.dtype.itemsize
-    count, size = blocks_of(total, max(PATCHES // row, 1))
+    # Each product reads the weights, and puts them in order.
+    at_once = max(PATCHES, min(kernel.size // G * problem.dtype.itemsize, WEIGHTS))
+    count, size = blocks_of(total, max(at_once // row, 1))
 
     def write(step: jax.Array, y: jax.Array) -> jax.Array:
         index, group = unravel(step, (count, G))
