@@ -116,7 +116,7 @@ class Case:
         return f"{self.case}, {self.dtype.name}, {stack}"
 
     def results(self, x, kernel, g):
-        """What is to be compared: y, dx, dkernel, or y alone of integers."""
+        """What is to be compared: y and gradients, or y alone of integers."""
         convs = jaxconv.conv_general_dilated, lax.conv_general_dilated
         conv = convs["accelerate" in self.stack]
         fn = functools.partial(conv, **self.case.geometry)
@@ -126,11 +126,21 @@ class Case:
         if not self.inexact:
             return (fn(x, kernel),)
         y, pull_back = jax.vjp(fn, x, kernel)
-        return y, *pull_back(g)
+
+        def kernel_gradient(x):
+            return jax.vjp(lambda kernel: fn(x, kernel), kernel)[1](g)[0]
+
+        # ∂/∂x ⟨kernel, dkernel(x, g)⟩ is dx again, reverse over reverse.
+        (again,) = jax.vjp(kernel_gradient, x)[1](kernel)
+        return y, *pull_back(g), again
 
     def check(self, results):
+        y, dx, dkernel = self.expected
         for name, result, expected in zip(
-            ("y", "dx", "dkernel"), results, self.expected, strict=False
+            ("y", "dx", "dkernel", "dx of dkernel"),
+            results,
+            (y, dx, dkernel, dx),
+            strict=False,
         ):
             where = f"{name} of {self}"
             assert result.dtype == self.dtype, where

@@ -8,6 +8,7 @@ Every entry of x is multiplied by every tap, and goes to the output that reads i
 Where the input features stand last in the kernel, as in the input gradient of a layer
 whose output features do, the product takes it as it lies in memory: patches need it
 transposed first. The flip of that gradient's kernel is undone here, and never computed.
+No product meets a zero between the entries of a dilated input.
 
 Applies to ungrouped convolutions with strides of one. Costs a write and a read of Z.
 Input gradients of 3x3 layers in ms, on 2 cores of an AMD EPYC with AVX-512, jax
@@ -28,11 +29,18 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import accumulator, countable, entries, spread
+from jaxconv.algorithms.windows import (
+    accumulator,
+    countable,
+    entries,
+    spread,
+    transposed,
+)
 from jaxconv.spec import ConvProblem, dilated
 
 TAPS, WHOLE, PART = 32, 4_000_000, 8_000_000
-"""Taps that are unrolled; bytes of Z up to which it is written as one; of a part of it.
+"""Taps that are unrolled; bytes of Z up to which it is written as one; of a part of it,
+and of a copy of the kernel where it needs one.
 
 Parts are those of one tap along the first axis, which stay in the cache: 28x28 with 128
 channels takes 4.4 ms by parts of 10 MB, and 4.8 with all 29 MB at once.
@@ -50,8 +58,16 @@ def applies(problem: ConvProblem) -> bool:
     spec, taps = problem.spec, math.prod(problem.kernel_spatial)
     if spec.groups > 1 or not countable(problem) or max(spec.window_strides) > 1:
         return False
-    part = _entries(problem) // _parts(problem) * problem.dtype.itemsize
-    return taps <= TAPS and part <= PART
+    held = _entries(problem) // _parts(problem)
+    if not _as_it_lies(problem):
+        held += math.prod(problem.kernel_shape)
+    return taps <= TAPS and held * problem.dtype.itemsize <= PART
+
+
+def _as_it_lies(problem: ConvProblem) -> bool:
+    """Whether the product takes the kernel without a copy."""
+    in_feature = problem.spec.dimension_numbers.rhs_spec[1]
+    return in_feature == len(problem.kernel_shape) - 1
 
 
 def _entries(problem: ConvProblem) -> int:
@@ -80,10 +96,11 @@ def cost(problem: ConvProblem) -> float:
     read = 4.3e-10 if taps <= 9 or max(problem.spec.lhs_dilation) == 1 else 1.4e-9
     added = 4.5e-11 * size + (1.4e-11 * problem.features + read) * reads
     added += 3e-10 * math.prod(problem.output_shape) * (_parts(problem) - 1)
-    feature, in_feature, *_ = problem.spec.dimension_numbers.rhs_spec
-    ordered = 1.0e-10 if feature < in_feature else 8e-10
     multiplied = 4.8e-12 * size * problem.channels
-    return 3.2e-5 + added + multiplied + ordered * math.prod(problem.kernel_shape)
+    in_rows = problem.spec.dimension_numbers.rhs_spec[0] == len(problem.x_shape) - 1
+    ordered = 1e-10 if _as_it_lies(problem) else 2e-10 if in_rows else 8e-10
+    moved = ordered * math.prod(problem.kernel_shape) + 2.3e-10 * transposed(problem)
+    return 3.2e-5 + added + multiplied + moved
 
 
 def run(
@@ -94,18 +111,25 @@ def run(
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(batch, *spatial, channel)
-    kernel = lax.rev(kernel, taps).transpose(*taps, feature, in_feature)
+    # As it lies where its input features stand last, else in rows of its features.
+    as_it_lies = _as_it_lies(problem)
+    order = (*taps, feature, in_feature) if as_it_lies else (in_feature, *taps, feature)
+    kernel = lax.rev(kernel, taps).transpose(order)
 
-    def product(kernel: jax.Array) -> jax.Array:
-        """Z for some taps, [N, *I, *K, F]."""
+    def product(start: int, stop: int) -> jax.Array:
+        """Z for some taps along the first axis, [N, *I, *K, F]."""
+        part = lax.slice_in_dim(kernel, start, stop, axis=0 if as_it_lies else 1)
+        columns = part.shape[:-1] if as_it_lies else part.shape[1:]
+        # As a matrix: XLA transposes what has more axes.
+        matrix = (-1, part.shape[-1]) if as_it_lies else (part.shape[0], -1)
         Z = lax.dot_general(
             x,
-            kernel.reshape(-1, kernel.shape[-1]),
-            (((x.ndim - 1,), (1,)), ((), ())),
+            part.reshape(matrix),
+            (((x.ndim - 1,), (1 if as_it_lies else 0,)), ((), ())),
             precision=problem.precision,
             preferred_element_type=sums,
         )
-        return Z.reshape(*x.shape[:-1], *kernel.shape[:-1])
+        return Z.reshape(*x.shape[:-1], *columns)
 
     def placed(Z: jax.Array, *flipped: int) -> jax.Array:
         """What a tap, counted from the last, gives to the outputs."""
@@ -131,7 +155,7 @@ def run(
     for start in range(0, along, size):
         if y is not None:  # the next part waits for the one before
             x, y = lax.optimization_barrier((x, y))
-        Z = product(kernel[start : start + size])
+        Z = product(start, start + size)
         whole = (slice(None),) * (1 + len(spatial))
         terms = [
             placed(Z[(*whole, t, *rest)], start + t, *rest)

@@ -70,15 +70,16 @@ def dense_cost(problem: ConvProblem) -> float:
 
     Fitted to 347 random layers and input gradients of one and two axes, 32 to 1024
     channels and features, 8 to 800 outputs and 0.3 to 8 million weights, on 2 cores of
-    an AMD EPYC with AVX-512, jax 0.12.0.1, float32, over which the choice takes 1.02
-    times as long as the faster.
+    an AMD EPYC with AVX-512, jax 0.12.0.1, float32, but for the products, of 25 layers
+    since blocks are as large as the weights: the choice takes 1.04 times as long as the
+    faster over these.
     """
     weights = math.prod(problem.kernel_shape)
     entries = problem.batch * math.prod(problem.output_spatial) * problem.channels
     entries *= math.prod(problem.kernel_spatial)
     feature, in_feature, *_ = problem.spec.dimension_numbers.rhs_spec
     read = (4.4e-11 if in_feature < feature else 4.3e-10) * weights
-    return 6.3e-5 + read + 2.5e-12 * direct.products(problem) + 4.6e-10 * entries
+    return 6.3e-5 + read + 2.2e-12 * direct.products(problem) + 4.6e-10 * entries
 
 
 def run(
