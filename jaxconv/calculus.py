@@ -19,14 +19,14 @@ closes the calculus: a gradient of a gradient is again one of the three.
 Sizes: x has I points per spatial axis, k has K, g has O; G groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.spec import ConvSpec, dilated
+from jaxconv.spec import ConvSpec, Pads, dilated
 
 
 def swapped(axes: Sequence[int]) -> tuple[int, ...]:
@@ -79,15 +79,32 @@ def _extents(
     x_shape: Sequence[int],
     kernel_shape: Sequence[int],
     y_shape: Sequence[int],
-) -> Iterator[tuple[int, int, int]]:
-    """Extents of the dilated x, k and g along each spatial axis."""
-    x_axes, kernel_axes, y_axes = (axes[2:] for axes in spec.dimension_numbers)
-    for i, (x, k, y) in enumerate(zip(x_axes, kernel_axes, y_axes, strict=True)):
-        yield (
-            dilated(x_shape[x], spec.lhs_dilation[i]),
-            dilated(kernel_shape[k], spec.rhs_dilation[i]),
-            dilated(y_shape[y], spec.window_strides[i]),
+) -> tuple[list[int], list[int], list[int]]:
+    """Extents of the dilated x, k and g, along each spatial axis."""
+    dilations = spec.lhs_dilation, spec.rhs_dilation, spec.window_strides
+    x, kernel, y = (
+        [
+            dilated(shape[axis], dilation)
+            for axis, dilation in zip(axes[2:], between, strict=True)
+        ]
+        for shape, axes, between in zip(
+            (x_shape, kernel_shape, y_shape),
+            spec.dimension_numbers,
+            dilations,
+            strict=True,
         )
+    )
+    return x, kernel, y
+
+
+def _padding(
+    lows: Iterable[int], image: list[int], window: list[int], result: list[int]
+) -> Pads:
+    """Low padding, and the high padding that makes as many windows as results."""
+    return tuple(
+        (low, r + w - 1 - i - low)
+        for low, i, w, r in zip(lows, image, window, result, strict=True)
+    )
 
 
 def input_gradient(
@@ -108,16 +125,11 @@ def input_gradient(
     (`ungrouped_input_gradient` moves them to the batch).
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
-    padding = []
-    for (low, _), extents in zip(
-        spec.padding, _extents(spec, x_shape, kernel_shape, y_shape), strict=True
-    ):
-        x_extent, window, g_extent = extents
-        new_low = window - 1 - low
-        padding.append((new_low, x_extent + window - 1 - g_extent - new_low))
+    x, k, g = _extents(spec, x_shape, kernel_shape, y_shape)
+    lows = (window - 1 - low for window, (low, _) in zip(k, spec.padding, strict=True))
     return ConvSpec(
         window_strides=spec.lhs_dilation,
-        padding=tuple(padding),
+        padding=_padding(lows, g, k, x),
         lhs_dilation=spec.window_strides,
         rhs_dilation=spec.rhs_dilation,
         dimension_numbers=lax.ConvDimensionNumbers(
@@ -146,16 +158,11 @@ def input_gradient_over_kernel(
     would have to be moved in dx, too, and are not taken.
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
-    padding = []
-    for (low, _), extents in zip(
-        spec.padding, _extents(spec, x_shape, kernel_shape, y_shape), strict=True
-    ):
-        x_extent, k_extent, window = extents
-        new_low = window - 1 - low
-        padding.append((new_low, x_extent + window - 1 - k_extent - new_low))
+    x, k, g = _extents(spec, x_shape, kernel_shape, y_shape)
+    lows = (window - 1 - low for window, (low, _) in zip(g, spec.padding, strict=True))
     return ConvSpec(
         window_strides=spec.lhs_dilation,
-        padding=tuple(padding),
+        padding=_padding(lows, k, g, x),
         lhs_dilation=spec.rhs_dilation,
         rhs_dilation=spec.window_strides,
         dimension_numbers=lax.ConvDimensionNumbers(
@@ -209,15 +216,10 @@ def kernel_gradient(
     are batch groups of the gradient, and batch groups are feature groups.
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
-    padding = []
-    for (low, _), extents in zip(
-        spec.padding, _extents(spec, x_shape, kernel_shape, y_shape), strict=True
-    ):
-        x_extent, window, g_extent = extents
-        padding.append((low, g_extent + window - 1 - x_extent - low))
+    x, k, g = _extents(spec, x_shape, kernel_shape, y_shape)
     return ConvSpec(
         window_strides=spec.rhs_dilation,
-        padding=tuple(padding),
+        padding=_padding((low for low, _ in spec.padding), x, g, k),
         lhs_dilation=spec.lhs_dilation,
         rhs_dilation=spec.window_strides,
         dimension_numbers=lax.ConvDimensionNumbers(
