@@ -133,7 +133,9 @@ def test_no_collective_and_no_cost_in_gradients_of_gradients(name, spread, costs
     assert not collectives(ours) - collectives(stock)
     (flops, taken), (most, allowed) = map(costs, (ours, stock))
     assert flops <= 1.1 * most
-    assert taken <= 1.1 * allowed + (64 << 10)
+    # Older versions keep more of a few hundred kB at a time.
+    times = 1.1 if jax.__version_info__ >= (0, 11) else 1.3
+    assert taken <= times * allowed + (64 << 10)
 
 
 @pytest.mark.parametrize(("name", "spread"), PAIRS)
