@@ -337,13 +337,14 @@ def test_what_was_measured_to_be_fast_is_planned(
 @pytest.mark.parametrize(
     ("name", "dtype", "algorithm"),
     [
-        ("dense", np.float64, "patches"),
+        ("dense", np.float64, "direct"),
         ("dense", jnp.bfloat16, "direct"),
-        ("dense", jnp.complex64, "patches"),
+        ("dense", jnp.complex64, "direct"),
         ("dense", jnp.int32, "direct"),
         ("depthwise", np.float64, "depthwise"),
         ("depthwise", jnp.bfloat16, "depthwise"),
         ("3d", np.float64, "patches"),
+        ("3d", jnp.complex64, "patches"),
     ],
 )
 def test_plan_by_dtype(name, dtype, algorithm):
