@@ -59,12 +59,12 @@ def applies(problem: ConvProblem) -> bool:
     if spec.groups > 1 or not countable(problem) or max(spec.window_strides) > 1:
         return False
     held = _entries(problem) // _parts(problem)
-    if not _as_it_lies(problem):
+    if not as_it_lies(problem):
         held += math.prod(problem.kernel_shape)
     return taps <= TAPS and held * problem.dtype.itemsize <= PART
 
 
-def _as_it_lies(problem: ConvProblem) -> bool:
+def as_it_lies(problem: ConvProblem) -> bool:
     """Whether the product takes the kernel without a copy."""
     in_feature = problem.spec.dimension_numbers.rhs_spec[1]
     return in_feature == len(problem.kernel_shape) - 1
@@ -98,7 +98,7 @@ def cost(problem: ConvProblem) -> float:
     added += 3e-10 * math.prod(problem.output_shape) * (_parts(problem) - 1)
     multiplied = 4.8e-12 * size * problem.channels
     in_rows = problem.spec.dimension_numbers.rhs_spec[0] == len(problem.x_shape) - 1
-    ordered = 1e-10 if _as_it_lies(problem) else 2e-10 if in_rows else 8e-10
+    ordered = 1e-10 if as_it_lies(problem) else 2e-10 if in_rows else 8e-10
     moved = ordered * math.prod(problem.kernel_shape) + 2.3e-10 * transposed(problem)
     return 3.2e-5 + added + multiplied + moved
 
@@ -112,20 +112,20 @@ def run(
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(batch, *spatial, channel)
     # As it lies where its input features stand last, else in rows of its features.
-    as_it_lies = _as_it_lies(problem)
-    order = (*taps, feature, in_feature) if as_it_lies else (in_feature, *taps, feature)
+    lies = as_it_lies(problem)
+    order = (*taps, feature, in_feature) if lies else (in_feature, *taps, feature)
     kernel = lax.rev(kernel, taps).transpose(order)
 
     def product(start: int, stop: int) -> jax.Array:
         """Z for some taps along the first axis, [N, *I, *K, F]."""
-        part = lax.slice_in_dim(kernel, start, stop, axis=0 if as_it_lies else 1)
-        columns = part.shape[:-1] if as_it_lies else part.shape[1:]
+        part = lax.slice_in_dim(kernel, start, stop, axis=0 if lies else 1)
+        columns = part.shape[:-1] if lies else part.shape[1:]
         # As a matrix: XLA transposes what has more axes.
-        matrix = (-1, part.shape[-1]) if as_it_lies else (part.shape[0], -1)
+        matrix = (-1, part.shape[-1]) if lies else (part.shape[0], -1)
         Z = lax.dot_general(
             x,
             part.reshape(matrix),
-            (((x.ndim - 1,), (1 if as_it_lies else 0,)), ((), ())),
+            (((x.ndim - 1,), (1 if lies else 0,)), ((), ())),
             precision=problem.precision,
             preferred_element_type=sums,
         )
