@@ -330,6 +330,8 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
         return None
     if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
         return Plan("patches_gradient", "a product of strided entries")
+    if _is_complex(problem.dtype) and len(problem.x_spatial) > 2:
+        return Plan("patches_gradient", "XLA:CPU ends the process on some of these")
     costs = {
         "direct": NEARLY * OWN * direct.gradient_cost(problem, processor),
         "patches_gradient": patches_gradient.cost(problem, processor),

@@ -222,10 +222,8 @@ def _is_image(kernel: jax.Array, g: jax.Array, spec: ConvSpec) -> bool:
         [array.shape[axis] for axis in axes[2:]]
         for array, axes in zip((kernel, g), spec.dimension_numbers[1:], strict=True)
     )
-    # XLA:CPU ends the process on some complex ones that this makes, in three dimensions.
-    real = not jnp.issubdtype(g.dtype, jnp.complexfloating)
     larger = is_static(*taps, *entries) and prod(taps) >= LARGER * prod(entries)
-    return real and larger and spec.feature_group_count == 1
+    return larger and spec.feature_group_count == 1
 
 
 def _bits(dtype: Any) -> int:
