@@ -437,19 +437,17 @@ def _deep(problem: ConvProblem) -> Plan | None:
     if max(problem.spec.lhs_dilation, default=1) > 1:
         return None
     rank = len(problem.x_spatial)
-    if not _has_routine(problem) or rank > 3:
-        if not jnp.issubdtype(problem.dtype, jnp.inexact):
-            return None
-        if overlap_add.applies(problem):
-            return Plan("overlap_add", "one product, which XLA:CPU has no routine for")
-        if patches.applies(problem):
-            return Plan("patches", "XLA:CPU has no routine for it")
+    loops = not _has_routine(problem) or rank > 3
+    if loops and not jnp.issubdtype(problem.dtype, jnp.inexact):
         return None
+    if (loops or rank == 3) and overlap_add.applies(problem):
+        return Plan("overlap_add", "one product, which XLA:CPU has no routine for")
+    if loops:
+        known = patches.applies(problem)
+        return Plan("patches", "XLA:CPU has no routine for it") if known else None
     taps = math.prod(problem.kernel_spatial)
     if rank < 3 or not fold_depth.applies(problem):
         return None
-    if overlap_add.applies(problem):
-        return Plan("overlap_add", "one product, which XLA:CPU has no routine for")
     if taps == 1 or math.prod(problem.output_spatial[1:]) < SLICE:
         return Plan("patches", "slices too small to convolve one by one")
     return Plan("fold_depth", "XLA:CPU has a fast path for two spatial axes")
@@ -464,9 +462,8 @@ def _dense(problem: ConvProblem) -> Plan | None:
     spec, weights = problem.spec, math.prod(problem.kernel_shape)
     if spec.groups > 1 or max(spec.lhs_dilation, default=1) > 1:
         return None
-    if _is_kernel_gradient(problem) or not _has_routine(problem):
-        return None
-    if _is_complex(problem.dtype):
+    known = _has_routine(problem) and not _is_complex(problem.dtype)
+    if _is_kernel_gradient(problem) or not known:
         return None
     costs = {}
     if overlap_add.applies(problem):

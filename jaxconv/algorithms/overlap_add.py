@@ -31,6 +31,7 @@ from jax import lax
 
 from jaxconv.algorithms.windows import (
     accumulator,
+    axes_of,
     countable,
     entries,
     spread,
@@ -107,7 +108,7 @@ def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Multiply, then add up what each tap gives to the outputs."""
-    spec, sums = problem.spec, accumulator(problem)
+    spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(batch, *spatial, channel)
@@ -134,19 +135,10 @@ def run(
     def placed(Z: jax.Array, *flipped: int) -> jax.Array:
         """What a tap, counted from the last, gives to the outputs."""
         edges = []
-        for size, count, outputs, t, (low, _), between, dilation in zip(
-            problem.x_spatial,
-            problem.kernel_spatial,
-            problem.output_spatial,
-            flipped,
-            spec.padding,
-            spec.lhs_dilation,
-            spec.rhs_dilation,
-            strict=True,
-        ):
-            first = low - dilation * (count - 1 - t)
-            last = outputs - dilated(size, between) - first
-            edges.append((first, last, between - 1))
+        for axis, t in zip(axes, flipped, strict=True):
+            first = axis.low - axis.rhs_dilation * (axis.taps - 1 - t)
+            last = axis.outputs - dilated(axis.size, axis.lhs_dilation) - first
+            edges.append((first, last, axis.lhs_dilation - 1))
         return spread(Z, [(0, 0, 0), *edges, (0, 0, 0)])
 
     y: Any = None
