@@ -1,4 +1,4 @@
-"""The one JAX primitive, `conv_p`: a convolution by its spec, with every rule.
+"""JAX primitives: `conv_p`, a convolution by its spec, with every rule.
 
 It is bilinear, so that forward and reverse mode, their compositions and linear
 transposition follow from two transposes, which `calculus` writes as convolutions again.
@@ -7,13 +7,17 @@ Batching maps it to itself. Lowering asks the planner, per platform.
     y = conv(x, kernel, spec)                 bind the primitive
     dx = input_gradient(g, kernel, x)         its transpose in x
     dkernel = kernel_gradient(g, x, kernel)   its transpose in the kernel
+
+`transposes` makes primitives of two linear maps that multiply nothing, which platforms
+compute in ways of their own and transforms see as one operation.
 """
 
+import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,11 +148,17 @@ def _run(
 conv_p.def_impl(partial(xla.apply_primitive, conv_p))
 
 
+def _devices(ctx: Any) -> int:
+    """Over how many XLA partitions the program that is being lowered.
+
+    Inside of shard_map the shapes are those of one device, and nothing is left to be
+    partitioned: its axis context tells no number of devices.
+    """
+    return getattr(ctx.module_context.axis_context, "num_devices", 1)
+
+
 def _lower(platform: str, ctx: Any, *operands: Any, **params: Any) -> Any:
-    # Inside of shard_map the shapes are those of one device, and nothing is left to
-    # be partitioned: its axis context tells no number of devices.
-    devices = getattr(ctx.module_context.axis_context, "num_devices", 1)
-    run = partial(_run, platform=platform, devices=devices)
+    run = partial(_run, platform=platform, devices=_devices(ctx))
     return mlir.lower_fun(run, multiple_results=False)(ctx, *operands, **params)
 
 
@@ -354,3 +364,74 @@ def _without(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
 
 
 batching.fancy_primitive_batchers[conv_p] = _batch
+
+
+class Ways(NamedTuple):
+    """How a linear map of one array is computed, each as `way(problem, x)`.
+
+    Attributes:
+      cpu: on one CPU.
+      default: on other platforms, and where XLA partitions the program.
+      operand: which array of the problem's convolution it takes, x (0) or y (2).
+    """
+
+    cpu: Callable[[ConvProblem, jax.Array], jax.Array]
+    default: Callable[[ConvProblem, jax.Array], jax.Array]
+    operand: int
+
+
+def transposes(names: Sequence[str], maps: Sequence[Ways]) -> list[Primitive]:
+    """Two primitives, linear in their one operand, each the transpose of the other.
+
+    They are bound as `bind(array, problem=problem)`, of known sizes and outside of any
+    mesh. A mapped axis joins the batch axis.
+
+    Args:
+      names: of the primitives, as jaxprs show them.
+      maps: how they are computed; one takes x to y, the other y to x.
+    """
+    pair = [Primitive(name) for name in names]
+    for linear_p, transpose_p, ways in zip(pair, reversed(pair), maps, strict=True):
+        linear_p.def_abstract_eval(partial(_linear_type, ways))
+        linear_p.def_impl(partial(xla.apply_primitive, linear_p))
+        mlir.register_lowering(linear_p, partial(_lower_linear, ways, ways.default))
+        on_cpu = partial(_lower_linear, ways, ways.cpu)
+        mlir.register_lowering(linear_p, on_cpu, platform="cpu")
+        ad.deflinear2(linear_p, partial(_transpose_linear, transpose_p))
+        batching.primitive_batchers[linear_p] = partial(_batch_linear, linear_p, ways)
+        jet.deflinear(linear_p)
+    return pair
+
+
+def _linear_type(ways: Ways, x: Any, *, problem: ConvProblem) -> Any:
+    (aval,) = jax.make_jaxpr(partial(ways.default, problem))(x).out_avals
+    return aval
+
+
+def _lower_linear(ways: Ways, way: Any, ctx: Any, x: Any, *, problem: Any) -> Any:
+    way = ways.default if _devices(ctx) > 1 else way
+    return mlir.lower_fun(partial(way, problem), multiple_results=False)(ctx, x)
+
+
+def _transpose_linear(transpose_p: Any, g: Any, _: Any, *, problem: Any) -> list:
+    return [transpose_p.bind(g, problem=problem)]
+
+
+def _batch_linear(
+    linear_p: Primitive,
+    ways: Ways,
+    operands: Sequence[jax.Array],
+    mapped: Sequence[int],
+    *,
+    problem: ConvProblem,
+) -> tuple[jax.Array, int]:
+    (x,), (axis,) = operands, mapped
+    size, axes = x.shape[axis], problem.spec.dimension_numbers
+    x_shape = list(problem.x_shape)
+    x_shape[axes[0][0]] *= size
+    y = linear_p.bind(
+        calculus.fold(x, axis, axes[ways.operand][0]),
+        problem=dataclasses.replace(problem, x_shape=tuple(x_shape)),
+    )
+    result = axes[2 - ways.operand][0]
+    return calculus.unfold(y, result, size), result

@@ -70,11 +70,9 @@ def unfold(
         precision=None if precision is None else (precision, lax.Precision.DEFAULT),
         preferred_element_type=preferred_element_type,
     )
-    read, multiplied = (functools.partial(way, problem) for way in (_read, _multiplied))
-    explicit = not jax.typeof(x).sharding.mesh.empty
-    if explicit or not problem.is_static:
-        return multiplied(x)  # XLA partitions convolutions better than reads
-    return lax.platform_dependent(x, cpu=read, default=multiplied)
+    if not (problem.is_static and jax.typeof(x).sharding.mesh.empty):
+        return _multiplied(problem, x)  # XLA partitions convolutions better than reads
+    return unfold_p.bind(x, problem=problem)
 
 
 def fold(
@@ -138,13 +136,9 @@ def fold(
             f"{problem.kernel_spatial}, padding={problem.spec.padding}). Check the "
             "features, (channels · taps), and the strides, padding and dilations."
         )
-    few = math.prod(problem.kernel_spatial) <= TAPS
-    if few and problem.is_static and 0 not in expected:
-        return _added_up(problem, y)
-    way = _read if problem.is_static else _multiplied
-    at = zeros(x_shape, y.dtype, y)  # where a linear map is differentiated is no matter
-    (x,) = jax.vjp(functools.partial(way, problem), at)[1](y)
-    return x
+    if not (problem.is_static and jax.typeof(y).sharding.mesh.empty):
+        return _folded(problem, y)
+    return fold_p.bind(y, problem=problem)
 
 
 def _problem(
@@ -208,8 +202,19 @@ def _read(problem: ConvProblem, x: jax.Array) -> jax.Array:
         places.append((starts + within).reshape(shape))
     y = x.at[(slice(None), *places)].get(mode="promise_in_bounds") if rank else x
     y = jnp.moveaxis(y, -1, 1 + rank)  # [N, *O, C, *K]
-    y = y.reshape(len(x), *outputs, x.shape[-1] * math.prod(taps))
+    y = y.reshape(x.shape[0], *outputs, x.shape[-1] * math.prod(taps))
     return spec.laid_out(y.astype(problem.output_dtype))
+
+
+def _folded(problem: ConvProblem, y: jax.Array) -> jax.Array:
+    """The transpose of patches: tap by tap, or for many taps as JAX finds it."""
+    few = math.prod(problem.kernel_spatial) <= TAPS
+    if few and problem.is_static and 0 not in problem.output_shape:
+        return _added_up(problem, y)
+    way = _read if problem.is_static else _multiplied
+    at = zeros(problem.x_shape, problem.dtype, y)  # a linear map: anywhere will do
+    (x,) = jax.vjp(functools.partial(way, problem), at)[1](y)
+    return x
 
 
 def _added_up(problem: ConvProblem, y: jax.Array) -> jax.Array:
@@ -240,7 +245,16 @@ def _added_up(problem: ConvProblem, y: jax.Array) -> jax.Array:
             )  # negative ones drop what was read outside of x
         edges = [(0, 0, 0), *edges, (0, 0, 0)]
         parts.append(spread(y[..., i].astype(accumulator(problem)), edges))
-    x = functools.reduce(operator.add, parts).astype(y.dtype)
+    x = functools.reduce(operator.add, parts).astype(problem.dtype)
     x = x[(slice(None), *(slice(None, None, step) for step in spec.lhs_dilation))]
     batch, channel, *spatial = x_axes
     return x.transpose(np.argsort((batch, *spatial, channel)))
+
+
+unfold_p, fold_p = primitive.transposes(
+    ("jaxconv_unfold", "jaxconv_fold"),
+    (
+        primitive.Ways(cpu=_read, default=_multiplied, operand=0),
+        primitive.Ways(cpu=_folded, default=_folded, operand=2),
+    ),
+)

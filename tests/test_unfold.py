@@ -2,11 +2,13 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental.jet import jet
 
 import jaxconv
 from jaxconv import unfold
@@ -81,6 +83,63 @@ def test_derivatives_and_mapping(integers):
         )
 
 
+@pytest.mark.parametrize("taps", [(3, 2), (9, 8)], ids=["added up", "transposed"])
+def test_taylor_series_are_those_of_lax(taps):
+    x = jax.random.normal(jax.random.key(0), (2, 2, 6, 5))
+    options = {"filter_shape": taps, "window_strides": (2, 1), "padding": "SAME"}
+
+    def series(patches, fold):
+        def through(x):
+            return jnp.sin(fold(jnp.tanh(patches(x))))
+
+        return jet(through, (x,), ([x, -x, 2 * x],))
+
+    stock = functools.partial(lax.conv_general_dilated_patches, **options)
+    chex.assert_trees_all_close(
+        series(
+            functools.partial(conv_general_dilated_patches, **options),
+            functools.partial(jaxconv.fold, lhs_shape=x.shape, **options),
+        ),
+        series(stock, lambda y: jax.linear_transpose(stock, x)(y)[0]),
+        rtol=1e-4,
+        atol=1e-3,  # of terms up to 350
+    )
+
+
+@pytest.mark.parametrize("taps", [3, 70], ids=["added up", "transposed"])
+def test_mapped_over_a_symbolic_axis(taps, integers):
+    options = {"filter_shape": (taps,), "window_strides": (1,), "padding": "SAME"}
+    patches = functools.partial(conv_general_dilated_patches, **options)
+    fold = functools.partial(jaxconv.fold, lhs_shape=(2, 1, 12), **options)
+
+    @jax.jit
+    @jax.vmap
+    def there_and_back(x):
+        return fold(patches(x))
+
+    (n,) = jax.export.symbolic_shape("n")
+    symbolic = jax.ShapeDtypeStruct((n, 2, 1, 12), jnp.float32)
+    exported = jax.export.export(there_and_back)(symbolic)
+    x = jnp.asarray(integers(3, 2, 1, 12))
+    np.testing.assert_array_equal(exported.call(x), there_and_back(x))
+
+
+def test_programs_for_several_devices_multiply(integers):
+    # XLA partitions a convolution along any axis, reads by a table along few.
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.NamedSharding(mesh, jax.P(None, None, "d"))
+    options = {"filter_shape": (3,), "window_strides": (1,), "padding": "SAME"}
+    x = jnp.asarray(integers(2, 1, 16))
+
+    def patches(x):
+        return conv_general_dilated_patches(x, **options)
+
+    alone, together = (jax.jit(patches, in_shardings=where) for where in (None, spread))
+    texts = [program.lower(x).as_text() for program in (alone, together)]
+    assert ["gather" in text for text in texts] == [True, False]
+    np.testing.assert_array_equal(together(x), alone(x))
+
+
 def test_infinities_stay_where_they_are():
     x = jnp.arange(6.0).at[2].set(jnp.inf).reshape(1, 1, 6)
     patches = conv_general_dilated_patches(x, (3,), (1,), "SAME")
@@ -101,6 +160,12 @@ def test_dtypes(dtype):
             x, (2,), (2,), "VALID", preferred_element_type=jnp.float32
         )
         assert wide.dtype == jnp.float32
+        wider = functools.partial(
+            conv_general_dilated_patches, preferred_element_type=jnp.float32
+        )
+        (back,) = jax.linear_transpose(lambda x: wider(x, (2,), (2,), "VALID"), x)(wide)
+        assert back.dtype == dtype
+        np.testing.assert_array_equal(back, x)
 
 
 def test_the_kernel_gradient_is_a_product_with_patches(integers):
