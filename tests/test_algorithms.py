@@ -24,6 +24,7 @@ from jaxconv.algorithms import (
     patches,
     patches_gradient,
     per_group,
+    pointwise_groups,
 )
 from jaxconv.algorithms.subpixel import phases
 from jaxconv.arguments import Caller, conv_spec
@@ -47,6 +48,23 @@ DEPTHWISE = [
 ]  # fmt: skip
 
 
+POINTWISE = [
+    layer("groups.1d", 3, (9,), 4, 6, (1,), groups=2),
+    layer("groups.1d.s3", 3, (9,), 6, 3, (1,), groups=3, strides=3),
+    layer("groups.1d.crop", 2, (9,), 6, 12, (1,), groups=3, padding=(-1, -2)),
+    layer("groups.2d", 2, (5, 7), 4, 6, (1, 1), groups=2),
+    layer("groups.2d.s2", 2, (5, 7), 4, 6, (1, 1), groups=2, strides=2),
+    layer("groups.2d.first", 3, (8, 9), 4, 2, (1, 1), groups=2, channels_first=True),
+    layer("groups.2d.s2.first", 3, (16, 17), 4, 6, (1, 1), groups=2, strides=2,
+          padding=(-1, -2), channels_first=True),
+    layer("groups.2d.few.first", 3, (2, 1), 8, 8, (1, 1), groups=2,
+          channels_first=True),
+    layer("groups.3d", 2, (3, 4, 5), 6, 4, (1, 1, 1), groups=2, strides=2),
+    layer("groups.3d.first", 2, (3, 4, 5), 6, 4, (1, 1, 1), groups=2,
+          channels_first=True),
+]  # fmt: skip
+
+
 def channels_outermost(case):
     """The case with the channels of its input first in memory."""
     layout = case.dimension_numbers[0]
@@ -66,7 +84,13 @@ OUTERMOST = [
     for case in map(random_case, range(200, 300))
     if case.feature_group_count > 1 and len(case.x_shape) > 2
 ]
-TABLE = [*CASES, *map(random_case, range(100, 160)), *DEPTHWISE, *OUTERMOST]
+TABLE = [
+    *CASES,
+    *map(random_case, range(100, 160)),
+    *DEPTHWISE,
+    *POINTWISE,
+    *OUTERMOST,
+]
 
 
 def problem_of(case, dtype=jnp.float32):
@@ -100,6 +124,7 @@ def small_blocks(monkeypatch):
         (patches, "PATCHES", 256),
         (patches_gradient, "PATCHES", 256),
         (per_group, "BLOCK", 1 << 10),
+        (pointwise_groups, "BLOCK", 64),
         (by_image, "BLOCK", 64),
         (by_rows, "BLOCK", 64),
     ):
@@ -126,12 +151,12 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, bloc
     [
         *("crop", "product", "by_image", "fold_depth", "per_group", "patches"),
         *("patches_gradient", "shifts", "depthwise", "depthwise_gradient"),
-        *("channels_last", "by_tap", "by_member"),
+        *("channels_last", "by_tap", "by_member", "pointwise_groups"),
     ],
 )
 def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_blocks):
     algorithm, applied = ALGORITHMS[name], 0
-    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE, *OUTERMOST):
+    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE, *POINTWISE, *OUTERMOST):
         problem = problem_of(case)
         if not algorithm.applies(problem) or 0 in (*case.x_shape, *case.kernel_shape):
             continue
@@ -283,6 +308,12 @@ LAYERS = {
     "3d.s2": layer("", 1, (32, 32, 32), 32, 64, (2, 2, 2), strides=2),
     "4d": layer("", 1, (8, 8, 8, 8), 16, 16, (3, 3, 3, 3)),
     "3x3.to-few": layer("", 1, (32, 32), 256, 16, (3, 3), padding=(1, 1)),
+    "1x1g2": layer("", 8, (28, 28), 128, 128, (1, 1), groups=2),
+    "1x1g2.nchw": layer("", 8, (28, 28), 64, 128, (1, 1), groups=2, strides=2,
+                        channels_first=True),
+    "grouped.to-few": layer("", 8, (28, 28), 512, 64, (3, 3), groups=8, padding=(1, 1)),
+    "depthwise7.s2": layer("", 8, (56, 56), 32, 32, (7, 7), groups=32, strides=2,
+                           padding=(3, 3)),
     "large": layer("", 2, (56, 56), 64, 64, (31, 31), groups=64, padding=(15, 15)),
     "3d.dw5s2": layer("", 1, (32, 32, 32), 16, 16, (5, 5, 5), strides=2, groups=16,
                       padding=(2, 2)),
@@ -304,6 +335,10 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("dense.nchw", "channels_last", "channels_last", "patches_gradient"),
         ("multiplier", "depthwise", "depthwise", "depthwise_gradient"),
         ("grouped", "per_group", "per_group", "patches_gradient"),
+        ("1x1g2", "pointwise_groups", "pointwise_groups", "patches_gradient"),
+        ("1x1g2.nchw", "pointwise_groups", "subpixel", "patches_gradient"),
+        ("grouped.to-few", "per_group", "per_group", "swap"),
+        ("depthwise7.s2", "depthwise", "subpixel", "depthwise_gradient"),
         ("patch", "direct", "subpixel", "patches_gradient"),
         ("transposed", "subpixel", "channels_last", "swap"),
         ("3d", "fold_depth", "fold_depth", "patches_gradient"),
