@@ -52,6 +52,8 @@ POINTWISE = [
     layer("groups.1d", 3, (9,), 4, 6, (1,), groups=2),
     layer("groups.1d.s3", 3, (9,), 6, 3, (1,), groups=3, strides=3),
     layer("groups.1d.crop", 2, (9,), 6, 12, (1,), groups=3, padding=(-1, -2)),
+    layer("groups.1d.padded", 2, (9,), 6, 12, (1,), groups=3, padding=(3, -2),
+          strides=2),
     layer("groups.2d", 2, (5, 7), 4, 6, (1, 1), groups=2),
     layer("groups.2d.s2", 2, (5, 7), 4, 6, (1, 1), groups=2, strides=2),
     layer("groups.2d.first", 3, (8, 9), 4, 2, (1, 1), groups=2, channels_first=True),
