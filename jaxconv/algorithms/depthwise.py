@@ -38,6 +38,7 @@ from jaxconv.algorithms.windows import (
     loop,
     padded,
     padded_bytes,
+    transposed,
     unravel,
     windows,
     zeros,
@@ -61,11 +62,38 @@ of 80, and 0.29 ms instead of 0.20 (AMD EPYC).
 """
 
 
+LANES, NEW = 16, 12 << 20
+"""Entries of a vector; bytes that the memory allocator hands out as new pages."""
+
+
 def applies(problem: ConvProblem) -> bool:
     """Feature groups, no batch groups, and sizes that can be counted."""
     spec = problem.spec
     grouped = spec.feature_group_count > 1 and spec.batch_group_count == 1
     return grouped and countable(problem)
+
+
+def cost(problem: ConvProblem) -> float:
+    """Seconds, about, of an undilated input: terms, masks of zeros, copies, new pages.
+
+    Fitted to 190 random layers of 4 to 144 groups, of 1 to 8 channels and 1 to 64
+    features each and 1 to 3 axes, on 2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1,
+    float32. For the 111 of them that are no plain depthwise layers the choice by costs
+    takes 1.3 times as long as the best; without this one among them it took 2.7 times.
+    """
+    F, G, N = problem.features, problem.spec.groups, problem.batch
+    terms = problem.channels * math.prod(problem.kernel_spatial)
+    outputs = N * math.prod(problem.output_spatial)
+    copied, vectors = 0, -(-F // LANES) * LANES
+    if max(problem.channels, F // G) > 1:
+        copied = N * math.prod(problem.x_spatial) * problem.channels * F
+    seconds = outputs * terms * vectors * (1.8e-11 if terms <= TERMS else 3.9e-11)
+    if not _is_padded(problem):
+        seconds += 6e-10 * outputs * terms
+    image = max(copied, outputs * F) // N * problem.dtype.itemsize
+    if image > NEW:
+        seconds += 0.4e-9 * image * N
+    return 2.3e-5 + seconds + 6e-11 * copied + 1.5e-10 * transposed(problem)
 
 
 def _is_padded(problem: ConvProblem) -> bool:
