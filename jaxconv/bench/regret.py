@@ -92,7 +92,7 @@ def _runner(name: str, problem: ConvProblem) -> Callable:
 def choose(
     case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any
 ) -> Choice:
-    """Time every algorithm that applies to a layer in one role.
+    """Time every algorithm that applies to a layer in one role, the best twice.
 
     Args:
       case: the layer.
@@ -111,4 +111,10 @@ def choose(
     x, kernel = draw(0, dtype, problem.x_shape, problem.kernel_shape)
     operands = [jnp.asarray(x), jnp.asarray(kernel)]
     timings = compare(programs, operands, hopeless=HOPELESS, **timing)
-    return Choice(case.name, role, chosen, timings)
+    choice, confirmed = Choice(case.name, role, chosen, timings), {chosen}
+    while choice.best not in confirmed:
+        # The lowest of many figures is low by chance as well: the two once more, alone.
+        confirmed.add(choice.best)
+        pair = {name: programs[name] for name in (chosen, choice.best)}
+        timings |= compare(pair, operands, **timing)
+    return choice
