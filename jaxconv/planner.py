@@ -354,7 +354,8 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
     if max(spec.rhs_dilation) == 1:
         # Else the swapped input would be dilated.
         exchanged = swap.swapped_problem(problem)
-        if spec.groups == 1 or not depthwise_gradient.applies(exchanged):
+        few = spec.groups > 1 and depthwise_gradient.applies(exchanged)
+        if not few and _larger_window(exchanged) is None:  # else exchanged once more
             costs["swap"] = patches_gradient.cost(exchanged, processor)
     if spec.batch_group_count > 1:  # of which XLA:CPU computes all pairs
         if depthwise_gradient.applies(problem) and problem.features < LANES:

@@ -25,6 +25,7 @@ from jaxconv.algorithms import (
     patches_gradient,
     per_group,
     pointwise_groups,
+    swap,
 )
 from jaxconv.algorithms.subpixel import phases
 from jaxconv.arguments import Caller, conv_spec
@@ -178,6 +179,32 @@ def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_block
 def compiled_text(conv, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     return jax.jit(conv).lower(*arrays).as_text()
+
+
+def test_nothing_is_exchanged_twice():
+    # A window larger than its input is exchanged with it, and what is cheaper so.
+    generator, swapped = np.random.default_rng(0), 0
+    layout = ("CNHW", "IHWO", "NCHW")  # of a kernel gradient
+    for _ in range(2000):
+        batch, channels, features = (2 ** generator.integers(0, 6, 3)).tolist()
+        size, taps = generator.integers(1, 6, (2, 2)).tolist()
+        low, high = generator.integers(0, 6, (2, 2)).tolist()
+        x_shape, kernel_shape = (
+            (channels, batch, *size),
+            (channels, *taps, features),
+        )
+        geometry = {
+            "window_strides": (1, 1),
+            "padding": list(zip(low, high, strict=True)),
+            "dimension_numbers": layout,
+        }
+        spec = conv_spec(Caller("t"), x_shape, kernel_shape, **geometry)
+        problem = ConvProblem(spec, x_shape, kernel_shape, np.dtype("float32"))
+        if plan(problem, "cpu").algorithm == "swap":
+            again = plan(swap.swapped_problem(problem), "cpu").algorithm
+            assert again != "swap", problem
+            swapped += 1
+    assert swapped > 100
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
