@@ -133,7 +133,9 @@ def grouped_cost(problem: ConvProblem) -> float:
     size = math.prod(problem.x_shape) + math.prod(problem.output_shape)
     copied = 0.2e-9 * size + 0.35e-9 * transposed(problem)
     if problem.channels == 1 and len(problem.x_spatial) < 3:
-        return 5.4e-5 + reads * (0.75e-9 + 0.03e-9 * problem.features / G) + copied
+        seconds = 5.4e-5 + reads * (0.75e-9 + 0.03e-9 * problem.features / G)
+        # What vmap has moved XLA leaves where it was.
+        return seconds if problem.spec.members > 1 else seconds + copied
     flops = 2 * reads * problem.channels * (-(-problem.features // G // 16) * 16)
     rate = 175e9 if len(problem.x_spatial) < 3 else 8.6e9
     return 4.3e-5 + 1.7e-6 * G + 3.7e-9 * reads + flops / rate + copied
