@@ -199,9 +199,8 @@ def _static_plan(
         return Plan("direct", "explicitly sharded, by the rules of XLA's convolution")
     if devices == 1:
         gradient = functools.partial(_gradient, processor=processor)
-        grouped = functools.partial(_grouped, processor=processor)
         members = functools.partial(_members, processor=processor)
-        by_groups = _product, _pointwise, _depthwise, members, gradient, grouped
+        by_groups = _product, _pointwise, _depthwise, members, gradient, _grouped
         rules = _larger_window, *by_groups, _dilated, _deep, _dense
         for rule in rules:
             found = rule(problem)
@@ -371,7 +370,7 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
     return _cheapest(costs)
 
 
-def _grouped(problem: ConvProblem, processor: Processor) -> Plan | None:
+def _grouped(problem: ConvProblem) -> Plan | None:
     """Feature groups of an undilated input."""
     spec = problem.spec
     if spec.feature_group_count == 1 or max(spec.lhs_dilation, default=1) > 1:
