@@ -349,24 +349,25 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
     )
     if not patches_gradient.applies(problem):
         return None
+    own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
+    if own:
+        if outputs >= (16 * taps if _is_kernel_gradient(problem) else taps / 4):
+            return None
+        if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
+            return Plan("patches_gradient", "a product of strided entries")
+        if _is_complex(problem.dtype) and len(problem.x_spatial) > 2:
+            return Plan("patches_gradient", "XLA:CPU ends the process on some of these")
+    elif depthwise_gradient.applies(problem) and problem.features < LANES:
+        return None  # few pairs, in at most two dimensions
     costs = {"patches_gradient": patches_gradient.cost(problem, processor)}
     if max(spec.rhs_dilation) == 1:
         # Else the swapped input would be dilated.
         exchanged = swap.swapped_problem(problem)
-        few = spec.groups > 1 and depthwise_gradient.applies(exchanged)
+        few = not own and depthwise_gradient.applies(exchanged)
         if not few and _larger_window(exchanged) is None:  # else exchanged once more
             costs["swap"] = patches_gradient.cost(exchanged, processor)
-    if spec.batch_group_count > 1:  # of which XLA:CPU computes all pairs
-        if depthwise_gradient.applies(problem) and problem.features < LANES:
-            return None  # few pairs, in at most two dimensions
-        return _cheapest(costs)
-    if outputs >= (16 * taps if _is_kernel_gradient(problem) else taps / 4):
-        return None
-    if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
-        return Plan("patches_gradient", "a product of strided entries")
-    if _is_complex(problem.dtype) and len(problem.x_spatial) > 2:
-        return Plan("patches_gradient", "XLA:CPU ends the process on some of these")
-    costs["direct"] = NEARLY * OWN * direct.gradient_cost(problem, processor)
+    if own:
+        costs["direct"] = NEARLY * OWN * direct.gradient_cost(problem, processor)
     return _cheapest(costs)
 
 
