@@ -404,6 +404,10 @@ def transposes(names: Sequence[str], maps: Sequence[Ways]) -> list[Primitive]:
 
 
 def _linear_type(ways: Ways, x: Any, *, problem: ConvProblem) -> Any:
+    if x.sharding.mesh.empty:
+        if ways.operand == 0:
+            return ShapedArray(problem.output_shape, problem.output_dtype)
+        return ShapedArray(problem.x_shape, problem.dtype)
     (aval,) = jax.make_jaxpr(partial(ways.default, problem))(x).out_avals
     return aval
 
