@@ -33,6 +33,7 @@ from jaxconv.algorithms import (
     pointwise_groups,
     product,
     shifts,
+    stencil,
     subpixel,
     swap,
 )
@@ -46,7 +47,8 @@ ZEROS, ZEROS_3D = 32, 100
 Phases multiply by few of them, but interleave. The input gradient of a depthwise 3x3
 layer with stride 2 took 137 ms by stock, 15 by phases and 0.95 with three quarters of
 the terms zero; 7x7 with 24 channels at 112x56 0.10 by phases and 0.31; 3x3x3, stride 4
-in 4 groups of 2, 2.9 and 51 (AMD EPYC with AVX-512).
+in 4 groups of 2, 2.9 and 51. With the channels first phases were the faster ones in 29
+of 39 random layers, 2.1 times in geometric mean (AMD EPYC with AVX-512).
 """
 
 NARROW = 32
@@ -61,6 +63,13 @@ LANES, SMALL = 16, 4
 
 With 8 groups, 64 taps and 2 features each, 10.4 ms entry by entry and 6.4 ms by stock.
 Kernel gradients with 8 groups of one channel 26 and 12 ms.
+"""
+
+FEW = 8
+"""Groups of one channel below which vectors along them are mostly empty.
+
+16 images of 56x75 with 3 channels: 0.8 ms entry by entry along the channels, 0.12 by
+shifts along an axis; with 8 of them 0.40 and 0.45 (AMD EPYC with AVX-512).
 """
 
 WEIGHTS = 8
@@ -291,8 +300,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     if depthwise_gradient.applies(problem) and fills:
         reason = "a depthwise kernel gradient, summed entry by entry in the cache"
         return Plan("depthwise_gradient", reason)
-    in_a_row = x_axes[-1] == len(x_axes) - 1 and spec.window_strides[-1:] == (1,)
-    if shifts.applies(problem) and in_a_row:
+    in_a_row = x_axes[-1] == len(x_axes) - 1
+    if shifts.applies(problem) and (in_a_row or G < FEW):
         return Plan("shifts", "one channel per group, added up along a spatial axis")
     taps = math.prod(problem.kernel_spatial)
     weights = taps * problem.channels * problem.features // G
@@ -302,15 +311,21 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     # As many taps take as long with full vectors.
     reads = taps * problem.channels * max(LANES / problem.features, 1)
     undilated = max(spec.lhs_dilation, default=1) == 1
-    few_zeros = undilated or reads <= (ZEROS if rank < 3 else ZEROS_3D)
+    few_zeros = not in_a_row and reads <= (ZEROS if rank < 3 else ZEROS_3D)
+    few_zeros |= undilated
     single = problem.features == G and weights <= depthwise.TERMS
     copied = math.prod(problem.x_spatial) * problem.batch * problem.features
     in_cache = weights <= SQUARE * taps and 4 * copied <= by_image.BLOCK
     in_cache &= problem.channels * taps <= depthwise.TERMS
     small = problem.channels == 1 or weights <= WEIGHTS or single or in_cache
-    if depthwise.applies(problem) and small and fills and few_zeros:
-        return Plan("depthwise", "few channels per group, summed tap by tap")
-    return None
+    if not (depthwise.applies(problem) and small and fills and few_zeros):
+        return None
+    if stencil.applies(problem) and not shifts.applies(problem):
+        costs = {
+            name: _OF_GROUPS[name].cost(problem) for name in ("depthwise", "stencil")
+        }
+        return _cheapest(costs)
+    return Plan("depthwise", "few channels per group, summed tap by tap")
 
 
 def _members(problem: ConvProblem, processor: Processor) -> Plan | None:
@@ -394,6 +409,7 @@ _OF_GROUPS: dict[str, Any] = {
     "depthwise": depthwise,
     "patches": patches,
     "per_group": per_group,
+    "stencil": stencil,
 }
 """Algorithms for feature groups of several taps, all of which have a cost."""
 

@@ -30,6 +30,7 @@ from jaxconv.algorithms import (
     pointwise_groups,
     product,
     shifts,
+    stencil,
     subpixel,
     swap,
 )
@@ -67,6 +68,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "subpixel": subpixel,
     "swap": swap,
     "shifts": shifts,
+    "stencil": stencil,
     "depthwise": depthwise,
     "depthwise_gradient": depthwise_gradient,
     "per_group": per_group,

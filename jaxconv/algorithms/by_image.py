@@ -8,9 +8,10 @@ bounds the temporary memory of the inner convolution, `BLOCK` bytes of x and of 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
@@ -39,15 +40,13 @@ def image_bytes(problem: ConvProblem) -> int:
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
-    """Convolve the blocks one after the other, images first and channels last."""
+    """Convolve the blocks one after the other, all other axes as they stand."""
     spec = problem.spec
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
-    x, last = x.transpose(batch, *spatial, channel), x.ndim - 1
-    images_first = (0, last, *range(1, last))
+    x_axes, k_axes, y_axes = spec.dimension_numbers
+    (x_order, inner_x), (y_order, inner_y) = map(_images_first, (x_axes, y_axes))
+    x = x.transpose(x_order)
     inner = spec.replace(
-        dimension_numbers=lax.ConvDimensionNumbers(
-            images_first, spec.dimension_numbers.rhs_spec, images_first
-        )
+        dimension_numbers=lax.ConvDimensionNumbers(inner_x, k_axes, inner_y)
     )
     count, size = blocks_of(problem.batch, max(BLOCK // (2 * image_bytes(problem)), 1))
 
@@ -56,6 +55,12 @@ def run(
         part = conv(inner, lax.dynamic_slice_in_dim(x, start, size), kernel)
         return lax.dynamic_update_slice_in_dim(y, part, start, 0)
 
-    shape = (problem.batch, *problem.output_spatial, problem.features)
-    y = zeros(shape, problem.output_dtype, x)
-    return spec.laid_out(loop(count, write, y, routine=False))
+    shape = [problem.output_shape[axis] for axis in y_order]
+    y = loop(count, write, zeros(shape, problem.output_dtype, x), routine=False)
+    return y.transpose(np.argsort(y_order))
+
+
+def _images_first(axes: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
+    """The axes with the batch moved to the front, and where each is then."""
+    order = sorted(range(len(axes)), key=lambda axis: axis != axes[0])
+    return order, tuple(order.index(axis) for axis in axes)

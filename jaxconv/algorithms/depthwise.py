@@ -87,13 +87,13 @@ def cost(problem: ConvProblem) -> float:
     copied, vectors = 0, -(-F // LANES) * LANES
     if max(problem.channels, F // G) > 1:
         copied = N * math.prod(problem.x_spatial) * problem.channels * F
-    seconds = outputs * terms * vectors * (1.8e-11 if terms <= TERMS else 3.9e-11)
+    seconds = outputs * terms * vectors * (2.2e-11 if terms <= TERMS else 4.7e-11)
     if not _is_padded(problem):
-        seconds += 6e-10 * outputs * terms
+        seconds += 7e-10 * outputs * terms
     image = max(copied, outputs * F) // N * problem.dtype.itemsize
     if image > NEW:
-        seconds += 0.4e-9 * image * N
-    return 2.3e-5 + seconds + 6e-11 * copied + 1.5e-10 * transposed(problem)
+        seconds += 0.5e-9 * image * N
+    return 2.8e-5 + seconds + 7e-11 * copied + 2.5e-10 * transposed(problem)
 
 
 def _is_padded(problem: ConvProblem) -> bool:
