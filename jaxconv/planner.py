@@ -98,9 +98,9 @@ ms, and 0.5 group by group (AMD EPYC with AVX-512).
 PAIRS_3D = 96
 """Channels times features up to which a stencil is faster where there is no routine.
 
-Of 67 random layers with three axes it was the fastest of all in 41, in all but two of
-those with up to so many pairs that take no step of `overlap_add`; 3 to 11 times as fast
-as the choice before with less than 8 of them (AMD EPYC with AVX-512).
+Of 67 random layers with three axes it was the fastest of all in 41; where `overlap_add`
+does not apply in 27 of the 36 with so few pairs, up to 30 times as fast as the choice
+before (AMD EPYC with AVX-512).
 """
 
 LARGER = 4
@@ -319,8 +319,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     # As many taps take as long with full vectors.
     reads = taps * problem.channels * max(LANES / problem.features, 1)
     undilated = max(spec.lhs_dilation, default=1) == 1
-    few_zeros = not in_a_row and reads <= (ZEROS if rank < 3 else ZEROS_3D)
-    few_zeros |= undilated
+    few_zeros = undilated or reads <= (ZEROS if rank < 3 else ZEROS_3D)
+    few_zeros &= undilated or not in_a_row
     single = problem.features == G and weights <= depthwise.TERMS
     copied = math.prod(problem.x_spatial) * problem.batch * problem.features
     in_cache = weights <= SQUARE * taps and 4 * copied <= by_image.BLOCK
@@ -504,13 +504,15 @@ def _deep(problem: ConvProblem) -> Plan | None:
     loops = not _has_routine(problem) or rank > 3
     if loops and not jnp.issubdtype(problem.dtype, jnp.inexact):
         return None
-    few = problem.channels * problem.features <= PAIRS_3D and stencil.applies(problem)
-    if (loops or rank == 3) and overlap_add.applies(problem):
-        if few and stencil.cost(problem) < overlap_add.cost(problem):
-            return Plan("stencil", "few channels, and XLA:CPU has no routine for it")
-        return Plan("overlap_add", "one product, which XLA:CPU has no routine for")
-    if (loops or rank == 3) and few and math.prod(problem.kernel_spatial) > 1:
-        return Plan("stencil", "few channels, and XLA:CPU has no routine for it")
+    if loops or rank == 3:
+        costs = {}
+        if overlap_add.applies(problem):
+            costs["overlap_add"] = overlap_add.cost(problem)
+        few = problem.channels * problem.features <= PAIRS_3D
+        if few and stencil.applies(problem):
+            costs["stencil"] = stencil.cost(problem)
+        if costs:
+            return _cheapest(costs)
     if loops:
         known = patches.applies(problem)
         return Plan("patches", "XLA:CPU has no routine for it") if known else None
@@ -538,7 +540,7 @@ def _dense(problem: ConvProblem) -> Plan | None:
     if overlap_add.applies(problem):
         worth = 1 if overlap_add.as_it_lies(problem) else COPIED
         costs["overlap_add"] = worth * overlap_add.cost(problem)
-    if stencil.applies(problem) and math.prod(problem.kernel_spatial) > 1:
+    if stencil.applies(problem):
         costs["stencil"] = stencil.cost(problem) / NEARLY
     rows = problem.batch * math.prod(problem.output_spatial)
     if rows <= ROWS and weights >= MANY_WEIGHTS and patches.applies(problem):

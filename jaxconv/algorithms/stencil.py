@@ -61,21 +61,22 @@ LANES = 16
 
 
 def applies(problem: ConvProblem) -> bool:
-    """No batch groups, an undilated input, few taps, and not too many positions."""
+    """No batch groups, an undilated input, a few taps, and not too many positions."""
     if problem.spec.batch_group_count > 1 or not countable(problem):
         return False
+    few = 1 < math.prod(problem.kernel_spatial) <= TAPS
     undilated = max(problem.spec.lhs_dilation) == 1
-    few = math.prod(problem.kernel_spatial) <= TAPS
-    return undilated and few and _group_bytes(problem) <= BLOCK
+    return few and undilated and _group_bytes(problem) <= BLOCK
 
 
 def cost(problem: ConvProblem) -> float:
     """Seconds, about: products, what of x and of y is copied, a block's programs.
 
-    Fitted to 700 random layers of 2 to 64 groups, of 1 to 64 channels and features
+    Fitted to 687 random layers of 2 to 64 groups, of 1 to 64 channels and features
     each, with 1 to 3 axes and both orders of them, on 2 cores of an AMD EPYC with
-    AVX-512, jax 0.12.0.1, float32. Over 287 others the choice takes 1.07 times as long
-    as the best, and over 313 layers without groups 1.10 times (before 1.34 and 1.58).
+    AVX-512, jax 0.12.0.1, float32. Over these and 306 others of groups of few channels
+    the choice takes 1.08 times as long as the best, and over 313 layers without groups,
+    to which this was not fitted, 1.11 times; without stencils it took 1.6 times.
     """
     axes, spec = axes_of(problem), problem.spec
     outputs, taps = map(math.prod, (problem.output_shape, problem.kernel_spatial))
@@ -122,19 +123,15 @@ def run(
     def write(step: jax.Array, y: jax.Array) -> jax.Array:
         index, part = unravel(step, (count, parts))
         start, *_ = block(index, count, size, len(x))
-        group = part * groups
+        group, own = part * groups, groups * problem.channels
         images = lax.dynamic_slice_in_dim(x, start, size)
-        images = lax.dynamic_slice_in_dim(
-            images, group * problem.channels, groups * problem.channels, channel_axis
-        )
+        channels = group * problem.channels
+        images = lax.dynamic_slice_in_dim(images, channels, own, channel_axis)
         weights = lax.dynamic_slice_in_dim(kernel, group, groups, -3)
-        part = of(images, weights)
         starts = [jnp.int32(0)] * y.ndim
-        starts[0], starts[feature_axis] = (
-            start,
-            group * (problem.features // spec.groups),
-        )
-        return lax.dynamic_update_slice(y, part, starts)
+        starts[0] = start
+        starts[feature_axis] = group * (problem.features // spec.groups)
+        return lax.dynamic_update_slice(y, of(images, weights), starts)
 
     if count * parts == 1:
         y = of(x, kernel)
@@ -154,17 +151,18 @@ def _channels_first(spec: ConvSpec) -> tuple[bool, bool]:
 def _features_first(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, channel_first: bool
 ) -> jax.Array:
-    """[n, F, *O], of [n, C, *I], or [n, *I, C], and [c, *K, 1, G, F/G, 1]."""
+    """y, [n, F, *O], of [n, C, *I] or [n, *I, C] and [c, *K, 1, G, F/G, 1]."""
     axes, sums, groups = axes_of(problem), accumulator(problem), kernel.shape[-3]
     counts, steps = _counts(axes), _steps(axes)
     length = _run_length(axes)
     taps = {tap: _read(axes, steps, tap) for tap in np.ndindex(*kernel.shape[1:-4])}
-    which = {phase for phase, _ in taps.values()}
-    rows = {
-        phase: row.reshape(len(x), groups, -1, math.prod(counts))
-        for phase, row in _phases(axes, x, which, channel_first).items()
-    }
-    rows = lax.optimization_barrier(rows)
+    phases = _phases(axes, x, {phase for phase, _ in taps.values()}, channel_first)
+    rows = lax.optimization_barrier(
+        {
+            phase: row.reshape(len(x), groups, -1, math.prod(counts))
+            for phase, row in phases.items()
+        }
+    )
     size = _at_a_time(problem)
 
     def add(index: jax.Array, y: jax.Array | None) -> jax.Array:
@@ -239,10 +237,12 @@ def _phases(
         (axis.low, axis.stride * count - axis.size - axis.low, 0)
         for axis, count in zip(axes, _counts(axes), strict=True)
     ]
-    x = spread(x, [none, none, *edges] if channel_first else [none, *edges, none])
     if channel_first:
         # Reads that are fused with the padding have a branch for each entry.
-        x = lax.optimization_barrier(x)
+        x = lax.optimization_barrier(spread(x, [none, none, *edges]))
+    else:
+        # Reads that depend on the block are slower when they are fused with the rest.
+        x = spread(lax.optimization_barrier(x), [none, *edges, none])
 
     def row(phase: tuple[int, ...]) -> jax.Array:
         steps = [slice(b, None, a.stride) for b, a in zip(phase, axes, strict=True)]
