@@ -37,7 +37,7 @@ from jaxconv.algorithms import (
     subpixel,
     swap,
 )
-from jaxconv.algorithms.windows import padded_bytes
+from jaxconv.algorithms.windows import LANES, padded_bytes
 from jaxconv.processor import Processor, this_processor
 from jaxconv.spec import ConvProblem
 
@@ -58,8 +58,8 @@ Pointwise layers of 8 to 24, 3 to 8, 96 to 3 and 1024 to 8 channels: 0.59 to 0.7
 stock's speed by a product (AMD EPYC with AVX-512).
 """
 
-LANES, SMALL = 16, 4
-"""Groups that fill a vector register; features of a small group.
+SMALL = 4
+"""Features of a small group.
 
 With 8 groups, 64 taps and 2 features each, 10.4 ms entry by entry and 6.4 ms by stock.
 Kernel gradients with 8 groups of one channel 26 and 12 ms.
@@ -319,8 +319,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     # As many taps take as long with full vectors.
     reads = taps * problem.channels * max(LANES / problem.features, 1)
     undilated = max(spec.lhs_dilation, default=1) == 1
-    few_zeros = undilated or reads <= (ZEROS if rank < 3 else ZEROS_3D)
-    few_zeros &= undilated or not in_a_row
+    few = not in_a_row and reads <= (ZEROS if rank < 3 else ZEROS_3D)
+    few_zeros = undilated or few
     single = problem.features == G and weights <= depthwise.TERMS
     copied = math.prod(problem.x_spatial) * problem.batch * problem.features
     in_cache = weights <= SQUARE * taps and 4 * copied <= by_image.BLOCK

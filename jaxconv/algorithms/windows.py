@@ -33,6 +33,9 @@ channels, one image of 64x32x65 at a time, took 88 ms and 43 MB, and 20 ms and n
 it with places that depend on x. Compiling these takes 1.4 times as long.
 """
 
+LANES = 16
+"""Entries of a vector of 512 bits, in float32."""
+
 Index = Any
 """An int array, of NumPy where it is static and of JAX where it is computed."""
 
