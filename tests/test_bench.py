@@ -244,9 +244,18 @@ def test_an_interrupted_bench_keeps_what_it_measured(
     assert "Interrupted after 2 of 9" in capsys.readouterr().out
 
 
-def test_bench_judges_the_plan(small, capsys):
-    assert main(["bench", "--regret", "--only", "a", "--roles", "forward"]) == 0
+def test_bench_judges_the_plan(small, tmp_path, capsys):
+    out, command = tmp_path / "regret.json", ["bench", "--regret", "--only", "a"]
+    assert main([*command, "--roles", "forward", "--json", str(out)]) == 0
     assert "regret: geomean" in capsys.readouterr().out
+    kept = json.loads(out.read_text())
+    (row,) = kept["rows"]
+    assert kept["complete"] is True
+    assert row["chosen"] in row["timings"]
+    assert row["timings"]["direct"]["fastest"] > 0
+    assert kept["summary"]["regret"][0] >= 1
+    assert main([*command, "--plot", str(tmp_path / "regret.png")]) == 1
+    assert "Leave out --peer and --plot" in capsys.readouterr().err
 
 
 def test_bench_sweeps(small, capsys, monkeypatch):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,27 @@ def summary(rows: Sequence[Row]) -> dict[str, tuple[float, float, str]]:
     }
 
 
-def _name(row: Row) -> str:
+def _name(row: Row | Choice) -> str:
     return f"{row.layer}, {row.role.replace('_', ' ')}"
 
 
+def regrets(choices: Sequence[Choice]) -> dict[str, tuple[float, float, str]]:
+    """`summary` of choices: geomean, worst, and where the worst stands."""
+    if not choices:
+        return {}
+    worst = max(choices, key=lambda choice: choice.regret)
+    where = f"{_name(worst)}: {worst.chosen}, where {worst.best} is faster"
+    mean = geomean(choice.regret for choice in choices)
+    return {"regret": (mean, worst.regret, where)}
+
+
 def write_json(
-    path: Path, machine: Machine, rows: Sequence[Row], *, complete: bool
+    path: Path,
+    machine: Machine,
+    rows: Sequence[Row | Choice],
+    found: Mapping[str, tuple[float, float, str]],
+    *,
+    complete: bool,
 ) -> None:
     """Everything that was measured, machine readable.
 
@@ -82,22 +97,24 @@ def write_json(
       path: where to.
       machine: on what.
       rows: what was measured so far.
+      found: their summary.
       complete: whether that is all that was asked for.
     """
     report = {
         "machine": machine._asdict(),
         "complete": complete,
-        "rows": [
-            {
-                **row._asdict(),
-                "stock": row.stock._asdict(),
-                "jaxconv": row.jaxconv._asdict(),
-            }
-            for row in rows
-        ],
-        "summary": summary(rows),
+        "rows": [_named(row) for row in rows],
+        "summary": found,
     }
     path.write_text(json.dumps(report, indent=1))
+
+
+def _named(value: Any) -> Any:
+    """Tuples with names as dictionaries, within others as well."""
+    fields = value._asdict() if hasattr(value, "_asdict") else value
+    if not isinstance(fields, Mapping):
+        return value
+    return {name: _named(field) for name, field in fields.items()}
 
 
 def table(machine: Machine, rows: Sequence[Row]) -> Any:
@@ -162,11 +179,11 @@ def slowest(cases: Sequence[ConvCase], rows: Sequence[Row], count: int = 10) -> 
     return told
 
 
-def lines(rows: Sequence[Row]) -> list[str]:
-    """The end of the report: geomean and worst of each ratio."""
+def lines(found: Mapping[str, tuple[float, float, str]]) -> list[str]:
+    """The end of the report: geomean and worst of each ratio of a summary."""
     return [
         f"{what}: geomean {mean:.3g}, worst {worst:.3g} ({where})"
-        for what, (mean, worst, where) in summary(rows).items()
+        for what, (mean, worst, where) in found.items()
     ]
 
 

@@ -3,17 +3,17 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxconv.bench import report
-from jaxconv.bench.machine import probe
+from jaxconv.bench.machine import Machine, probe
 from jaxconv.bench.measure import ROLES, Row, measure
 from jaxconv.bench.peer import Peer, PeerError
-from jaxconv.bench.regret import choose
+from jaxconv.bench.regret import Choice, choose
 from jaxconv.bench.sweep import random_layer
 from jaxconv.bench.transforms import TRANSFORMED, measure_transformed
 from jaxconv.bench.zoo import SUITES
@@ -83,12 +83,17 @@ def run(
                     "Leave out --regret, --peer, --dtype and --roles."
                 )
             return _bench(console, *_programs(suite, only, rounds), json, plot)
+        if regret and (peer or plot):
+            raise UnknownLayerError(
+                "bench: --regret compares algorithms with each other, and draws no "
+                "picture. Leave out --peer and --plot."
+            )
         cases = _cases(suite, only, sweep, seed)
         wide = dtype == "float64"
         with jax.enable_x64(wide or jax.config.jax_enable_x64):
             jobs = [(case, role) for case in cases for role in roles]
             if regret:
-                return _regret(console, jobs, dtype, rounds)
+                return _regret(console, jobs, dtype, rounds, json)
             with _peer(peer, peer_python) as other:
 
                 def measured(job: tuple[ConvCase, str]) -> Row:
@@ -141,12 +146,6 @@ def _peer(name: str | None, python: str | None) -> Any:
     return contextlib.nullcontext() if name is None else Peer(python)
 
 
-def _tracked(console: Any, jobs: Sequence, what: str) -> Iterator:
-    from rich.progress import track
-
-    return iter(track(jobs, what, console=console, transient=True))
-
-
 def _bench(
     console: Any,
     jobs: Sequence,
@@ -156,14 +155,8 @@ def _bench(
     cases: Sequence[ConvCase] = (),
 ) -> int:
     """Stock against jaxconv, job by job; and which of `cases` gain least."""
-    probed, rows = probe(), []
-    try:
-        for job in _tracked(console, jobs, "measuring"):
-            rows.append(measured(job))
-            if json is not None:
-                report.write_json(json, probed, rows, complete=len(rows) == len(jobs))
-    except KeyboardInterrupt:
-        console.print(f"[red]Interrupted[/] after {len(rows)} of {len(jobs)}.")
+    probed = probe()
+    rows = _collect(console, jobs, measured, report.summary, probed, json)
     console.print(report.table(probed, rows))
     if cases:
         console.print(report.slowest(cases, rows))
@@ -171,7 +164,7 @@ def _bench(
         f"This machine: {probed.gemm / 1e9:.0f} GFLOP/s in a matrix product, "
         f"{probed.copy / 1e9:.1f} GB/s in a copy."
     )
-    for line in report.lines(rows):
+    for line in report.lines(report.summary(rows)):
         console.print(line)
     if plot is not None and rows:
         report.plot(plot, probed, rows)
@@ -180,21 +173,42 @@ def _bench(
 
 
 def _regret(
-    console: Any, jobs: Sequence[tuple[ConvCase, str]], dtype: str, rounds: int
+    console: Any,
+    jobs: Sequence[tuple[ConvCase, str]],
+    dtype: str,
+    rounds: int,
+    json: Path | None,
 ) -> int:
     """Every algorithm that applies against the plan's choice."""
-    choices = []
-    try:
-        for case, role in _tracked(console, jobs, "choosing"):
-            choices.append(choose(case, role, dtype, rounds=rounds))
-    except KeyboardInterrupt:
-        console.print(f"[red]Interrupted[/] after {len(choices)} of {len(jobs)}.")
+
+    def chosen(job: tuple[ConvCase, str]) -> Choice:
+        return choose(*job, dtype, rounds=rounds)
+
+    choices = _collect(console, jobs, chosen, report.regrets, probe(), json)
     console.print(report.choices_table(choices))
-    if choices:
-        worst = max(choices, key=lambda choice: choice.regret)
-        console.print(
-            f"regret: geomean {report.geomean(c.regret for c in choices):.3f}, worst "
-            f"{worst.regret:.2f} ({worst.layer}, {worst.role}: {worst.chosen}, where "
-            f"{worst.best} is faster)"
-        )
+    for line in report.lines(report.regrets(choices)):
+        console.print(line)
     return 0 if len(choices) == len(jobs) else INTERRUPTED
+
+
+def _collect(
+    console: Any,
+    jobs: Sequence,
+    measured: Callable[[Any], Any],
+    summary: Callable[[Sequence], Mapping],
+    machine: Machine,
+    json: Path | None,
+) -> list:
+    """What was measured, job by job, until the last one or an interruption."""
+    from rich.progress import track
+
+    rows = []
+    try:
+        for job in track(jobs, "measuring", console=console, transient=True):
+            rows.append(measured(job))
+            if json is not None:
+                complete = len(rows) == len(jobs)
+                report.write_json(json, machine, rows, summary(rows), complete=complete)
+    except KeyboardInterrupt:
+        console.print(f"[red]Interrupted[/] after {len(rows)} of {len(jobs)}.")
+    return rows
