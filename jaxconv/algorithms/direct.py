@@ -125,9 +125,9 @@ def grouped_cost(problem: ConvProblem) -> float:
     """Seconds, about, of a grouped convolution by XLA:CPU.
 
     It reads windows group by group, 4 ns a tap, and a group's features fill vectors of
-    16. It has no routine for three axes. Fitted as the cost of `patches` is; for groups
-    of one channel to 135 random layers of 4 to 144 groups, and to 11 layers' gradients
-    of 8 to 1024 single examples.
+    8 or 16. It has no routine for three axes. Fitted as the cost of `patches` is; for
+    one feature to 166 random layers, for groups of one channel to 135 of 4 to 144
+    groups, and to 11 layers' gradients of 8 to 1024 single examples.
     """
     G = problem.spec.feature_group_count
     reads = problem.batch * math.prod(problem.output_spatial) * G
@@ -138,9 +138,16 @@ def grouped_cost(problem: ConvProblem) -> float:
         seconds = 5.4e-5 + reads * (0.75e-9 + 0.03e-9 * problem.features / G)
         # What vmap has moved XLA leaves where it was.
         return seconds if problem.spec.members > 1 else seconds + copied
-    flops = 2 * reads * problem.channels * (-(-problem.features // G // 16) * 16)
+    each = problem.features // G
+    lanes = 8 if each <= 2 else 16
+    flops = 2 * reads * problem.channels * (-(-each // lanes) * lanes)
     rate = 175e9 if len(problem.x_spatial) < 3 else 8.6e9
-    return 4.3e-5 + 1.7e-6 * G + 3.7e-9 * reads + flops / rate + copied
+    seconds = 3.7e-9 * reads + flops / rate
+    if each == 1 and len(problem.x_spatial) < 3:
+        # Products with a vector: 2.3 ns a tap with 8 channels, 8.5 with 12.
+        full = problem.channels % 8 == 0
+        seconds = ((2e-9 if full else 7.8e-9) + 0.06e-9 * problem.channels) * reads
+    return 4.3e-5 + 1.7e-6 * G + seconds + copied
 
 
 def run(
