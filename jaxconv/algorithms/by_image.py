@@ -7,6 +7,7 @@ Applies to more than one image without batch groups. Costs nothing but the loop,
 bounds the temporary memory of the inner convolution, `BLOCK` bytes of x and of y.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -37,23 +38,34 @@ def image_bytes(problem: ConvProblem) -> int:
     return entries // problem.batch * problem.dtype.itemsize
 
 
+def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
+    """How many blocks there are, and the problem of one, its images outermost."""
+    x_axes, k_axes, y_axes = problem.spec.dimension_numbers
+    (order, inner_x), (_, inner_y) = map(_images_first, (x_axes, y_axes))
+    most = max(BLOCK // (2 * image_bytes(problem)), 1)
+    count, size = blocks_of(problem.batch, most)
+    inner = problem.spec.replace(
+        dimension_numbers=lax.ConvDimensionNumbers(inner_x, k_axes, inner_y)
+    )
+    x_shape = (size, *(problem.x_shape[axis] for axis in order[1:]))
+    return count, dataclasses.replace(problem, spec=inner, x_shape=x_shape)
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Convolve the blocks one after the other, all other axes as they stand."""
-    spec = problem.spec
-    x_axes, k_axes, y_axes = spec.dimension_numbers
-    (x_order, inner_x), (y_order, inner_y) = map(_images_first, (x_axes, y_axes))
+    x_axes, _, y_axes = problem.spec.dimension_numbers
+    (x_order, _), (y_order, _) = map(_images_first, (x_axes, y_axes))
+    count, one = of_block(problem)
     x = x.transpose(x_order)
-    inner = spec.replace(
-        dimension_numbers=lax.ConvDimensionNumbers(inner_x, k_axes, inner_y)
-    )
-    count, size = blocks_of(problem.batch, max(BLOCK // (2 * image_bytes(problem)), 1))
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        start, *_ = block(index, count, size, problem.batch)
-        part = conv(inner, lax.dynamic_slice_in_dim(x, start, size), kernel)
-        return lax.dynamic_update_slice_in_dim(y, part, start, 0)
+        start, *_ = block(index, count, one.batch, problem.batch)
+        images = lax.dynamic_slice_in_dim(x, start, one.batch)
+        return lax.dynamic_update_slice_in_dim(
+            y, conv(one.spec, images, kernel), start, 0
+        )
 
     shape = [problem.output_shape[axis] for axis in y_order]
     y = loop(count, write, zeros(shape, problem.output_dtype, x), routine=False)
