@@ -21,6 +21,7 @@ from jaxconv.algorithms import (
     depthwise,
     depthwise_gradient,
     direct,
+    overlap_slices,
     patches,
     patches_gradient,
     per_group,
@@ -133,6 +134,7 @@ def small_blocks(monkeypatch):
         (pointwise_groups, "BLOCK", 64),
         (by_image, "BLOCK", 64),
         (by_rows, "BLOCK", 64),
+        (overlap_slices, "BLOCK", 1 << 10),
     ):
         monkeypatch.setattr(module, constant, size)
 
@@ -182,6 +184,29 @@ def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_block
 def compiled_text(conv, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     return jax.jit(conv).lower(*arrays).as_text()
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 0), (0, 5), (7, 1), (4, 4)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_slices_are_handed_on_from_block_to_block(
+    padding, dilation, integers, monkeypatch
+):
+    for size, block in ((9, 512), (10, 512), (11, 512), (5, 640), (4, 512)):
+        case = dataclasses.replace(
+            layer("", 2, (size, 2), 3, 4, (3, 1)),
+            padding=(padding, (0, 0)),
+            rhs_dilation=(dilation, 1),
+        )
+        problem = problem_of(case)
+        monkeypatch.setattr(overlap_slices, "BLOCK", block)
+        if size <= 2 * dilation - padding[0] or min(problem.output_shape) < 1:
+            assert not overlap_slices.applies(problem)
+            continue
+        assert overlap_slices.applies(problem)
+        x, kernel = integers(*case.x_shape), integers(*case.kernel_shape)
+        y = overlap_slices.run(problem, x, kernel, directly)
+        expected = reference_conv(x, kernel, **case.geometry)
+        np.testing.assert_array_equal(y, expected, err_msg=str(size))
 
 
 def test_nothing_is_exchanged_twice():
@@ -391,7 +416,7 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("depthwise7.s2", "depthwise", "subpixel", "depthwise_gradient"),
         ("patch", "direct", "subpixel", "patches_gradient"),
         ("transposed", "subpixel", "channels_last", "swap"),
-        ("3d", "fold_depth", "fold_depth", "patches_gradient"),
+        ("3d", "overlap_slices", "overlap_slices", "patches_gradient"),
         ("3d.s2", "patches", "subpixel", "patches_gradient"),
         ("4d", "patches", "patches", "patches_gradient"),
         ("few", "stencil", "stencil", "channels_last"),

@@ -333,9 +333,7 @@ def blocks_of(total: int, size: int) -> tuple[int, int]:
     return least, -(-total // least)
 
 
-def loop(
-    number: int, body: Callable, start: jax.Array, *, routine: bool = True
-) -> jax.Array:
+def loop(number: int, body: Callable, start: Any, *, routine: bool = True) -> Any:
     """`start` updated by ``body(i, ·)`` for each i, of int32 with 64-bit types too.
 
     XLA:CPU of jax 0.12 compiles a loop that calls no routine, as products are, into one
@@ -345,11 +343,11 @@ def loop(
     Args:
       number: of steps.
       body: one step.
-      start: what is updated.
+      start: what is updated, an array or several.
       routine: whether the body calls a routine anyway.
     """
 
-    def step(i: jax.Array, a: jax.Array) -> jax.Array:
+    def step(i: jax.Array, a: Any) -> Any:
         i = i.astype(np.int32)
         return body(i if routine else lax.sort(jnp.stack([i, i]))[0], a)
 
