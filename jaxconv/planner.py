@@ -537,6 +537,8 @@ def _deep(problem: ConvProblem) -> Plan | None:
     if loops and not jnp.issubdtype(problem.dtype, jnp.inexact):
         return None
     if loops or rank == 3:
+        if _reads_once(problem) and patches.applies(problem):
+            return Plan("patches", "windows that do not overlap are copied as they lie")
         costs = _added_up(problem)
         few = problem.channels * problem.features <= PAIRS_3D
         if few and stencil.applies(problem):
@@ -544,8 +546,6 @@ def _deep(problem: ConvProblem) -> Plan | None:
         wide = problem.features >= WIDENED * problem.channels
         if not (loops or wide) and overlap_slices.applies(problem):
             costs["overlap_slices"] = overlap_slices.cost(problem)
-        if _reads_once(problem) and patches.applies(problem):
-            return Plan("patches", "windows that do not overlap are copied as they lie")
         if costs:
             return _cheapest(costs)
     if loops:
