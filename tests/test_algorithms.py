@@ -134,7 +134,7 @@ def small_blocks(monkeypatch):
         (pointwise_groups, "BLOCK", 64),
         (by_image, "BLOCK", 64),
         (by_rows, "BLOCK", 64),
-        (overlap_slices, "BLOCK", 1 << 10),
+        (overlap_slices, "BLOCK", 1 << 11),
     ):
         monkeypatch.setattr(module, constant, size)
 
@@ -191,7 +191,7 @@ def compiled_text(conv, *shapes):
 def test_slices_are_handed_on_from_block_to_block(
     padding, dilation, integers, monkeypatch
 ):
-    for size, block in ((9, 512), (10, 512), (11, 512), (5, 640), (4, 512)):
+    for size, block in ((17, 960), (20, 960), (21, 960), (9, 960), (4, 960)):
         case = dataclasses.replace(
             layer("", 2, (size, 2), 3, 4, (3, 1)),
             padding=(padding, (0, 0)),
