@@ -21,7 +21,8 @@ from jax import lax
 from jaxconv.spec import ConvProblem
 
 
-def _in_order(rank: int) -> lax.ConvDimensionNumbers:
+def in_order(rank: int) -> lax.ConvDimensionNumbers:
+    """[N, *I, C], [*K, C, F] and [N, *O, F], of so many spatial axes."""
     spatial = range(rank)
     images = (0, rank + 1, *(1 + i for i in spatial))
     return lax.ConvDimensionNumbers(images, (rank + 1, rank, *spatial), images)
@@ -29,8 +30,8 @@ def _in_order(rank: int) -> lax.ConvDimensionNumbers:
 
 def applies(problem: ConvProblem) -> bool:
     """The axes stand in another order, and XLA need not be told where to shard y."""
-    in_order = _in_order(len(problem.spec.window_strides))
-    return problem.spec.dimension_numbers != in_order and problem.out_sharding is None
+    ordered = in_order(len(problem.spec.window_strides))
+    return problem.spec.dimension_numbers != ordered and problem.out_sharding is None
 
 
 def run(
@@ -41,7 +42,7 @@ def run(
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     y = conv(
-        spec.replace(dimension_numbers=_in_order(len(spatial))),
+        spec.replace(dimension_numbers=in_order(len(spatial))),
         x.transpose(batch, *spatial, channel),
         kernel.transpose(*taps, in_feature, feature),
     )

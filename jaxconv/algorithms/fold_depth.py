@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.windows import (
     axes_of,
     countable,
@@ -28,12 +29,23 @@ from jaxconv.algorithms.windows import (
     unravel,
     windows,
 )
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import ConvProblem, ConvSpec
 
 
 def applies(problem: ConvProblem) -> bool:
     """No groups, at least two spatial axes, and sizes that can be counted."""
     return problem.spec.groups == 1 and len(problem.x_shape) > 3 and countable(problem)
+
+
+def of_slices(spec: ConvSpec) -> ConvSpec:
+    """The spec without the first spatial axis, its channels last."""
+    return spec.replace(
+        window_strides=spec.window_strides[1:],
+        padding=spec.padding[1:],
+        lhs_dilation=spec.lhs_dilation[1:],
+        rhs_dilation=spec.rhs_dilation[1:],
+        dimension_numbers=in_order(len(spec.window_strides) - 1),
+    )
 
 
 def run(
@@ -47,17 +59,7 @@ def run(
     slices = entries(x.reshape(*x.shape[:2], -1))  # [N·I₁, (i⃗, c)]
     kernel = kernel.transpose(*taps, k_depth, in_feature, feature)
     kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])  # [*K, K₁·C, F]
-    rank = len(spatial)
-    inner = tuple(range(1, rank + 1))
-    flat = spec.replace(
-        window_strides=spec.window_strides[1:],
-        padding=spec.padding[1:],
-        lhs_dilation=spec.lhs_dilation[1:],
-        rhs_dilation=spec.rhs_dilation[1:],
-        dimension_numbers=lax.ConvDimensionNumbers(
-            (0, rank + 1, *inner), (rank + 1, rank, *range(rank)), (0, rank + 1, *inner)
-        ),
-    )
+    flat = of_slices(spec)
 
     def slice_of(q: jax.Array) -> jax.Array:
         n, o = unravel(q, (problem.batch, axes[0].outputs))

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.windows import (
     block,
     blocks_of,
@@ -64,14 +65,8 @@ def run(
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(batch, *spatial, channel)
     kernel = _groups_first(kernel.transpose(*taps, in_feature, feature), G)
-    rank = len(spatial)
-    inner = (0, rank + 1, *range(1, rank + 1))
     single = spec.replace(
-        feature_group_count=1,
-        members=1,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            inner, (rank + 1, rank, *range(rank)), inner
-        ),
+        feature_group_count=1, members=1, dimension_numbers=in_order(len(spatial))
     )
     count, size = blocks_of(len(x), max(BLOCK // _image(problem), 1))
 
