@@ -34,7 +34,8 @@ from jaxconv.arguments import Caller, conv_spec
 from jaxconv.bench import ROLES, layer
 from jaxconv.bench.regret import problem_of as problem_in
 from jaxconv.cases import CASES, random_case
-from jaxconv.planner import OWN, plan
+from jaxconv.planner import plan
+from jaxconv.planner.cpu import OWN
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 from jaxconv.testing import reference_conv
@@ -89,12 +90,27 @@ OUTERMOST = [
     for case in map(random_case, range(200, 300))
     if case.feature_group_count > 1 and len(case.x_shape) > 2
 ]
+SUMS = [
+    dataclasses.replace(case, name=f"sums.{case.name}", batch_group_count=4)
+    for case in (
+        layer("1d", 4, (7,), 3, 4, (5,)),
+        layer("1d.first", 4, (7,), 3, 4, (5,), padding=(2, 1), channels_first=True),
+        layer("1d.strided", 4, (9,), 2, 4, (5,), padding=(-1, 2), strides=2),
+        layer("1d.dilated", 4, (9,), 2, 4, (4,), padding=(1, 0), dilation=2),
+        layer("2d", 4, (5, 6), 2, 4, (4, 4), padding=(1, 1)),
+        layer("2d.first", 4, (5, 6), 2, 4, (3, 4), padding=(2, 0), dilation=2,
+              channels_first=True),
+        layer("2d.strided", 4, (7, 8), 1, 4, (3, 4), padding=(-1, 3), strides=2),
+        layer("3d", 4, (4, 3, 5), 2, 4, (3, 2, 4), padding=(1, 1)),
+    )
+]  # fmt: skip
 TABLE = [
     *CASES,
     *map(random_case, range(100, 160)),
     *DEPTHWISE,
     *POINTWISE,
     *OUTERMOST,
+    *SUMS,
 ]
 
 
@@ -151,7 +167,8 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, bloc
             expected = reference_conv(x, kernel, **case.geometry)
             np.testing.assert_array_equal(y, expected, err_msg=case.name)
             applied += 1
-    assert applied >= {"empty": 2, "product": 5, "shifts": 9}.get(name, 10)
+    fewer = {"empty": 2, "product": 5, "shifts": 9, "by_output": 9}
+    assert applied >= fewer.get(name, 10)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +176,13 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, bloc
     [
         *("crop", "product", "by_image", "fold_depth", "per_group", "patches"),
         *("patches_gradient", "shifts", "depthwise", "depthwise_gradient"),
-        *("channels_last", "by_tap", "by_member", "pointwise_groups"),
+        *("channels_last", "by_tap", "by_member", "by_output"),
+        "pointwise_groups",
     ],
 )
 def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_blocks):
     algorithm, applied = ALGORITHMS[name], 0
-    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE, *POINTWISE, *OUTERMOST):
+    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE, *POINTWISE, *OUTERMOST, *SUMS):
         problem = problem_of(case)
         if not algorithm.applies(problem) or 0 in (*case.x_shape, *case.kernel_shape):
             continue
@@ -309,7 +327,7 @@ def test_direct_emits_the_program_of_stock_jax():
 
 def test_other_platforms_get_the_stock_program():
     case = next(case for case in CASES if case.name == "2d.transposed-grouped")
-    assert plan(problem_of(case), "cuda").algorithm == "direct"
+    assert plan(problem_of(case), "gpu").algorithm == "direct"
     conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
     arrays = [
         jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -446,7 +464,73 @@ def test_what_was_measured_to_be_fast_is_planned(
         # What XLA partitions by itself is left to it, and so are other platforms.
         partitioned = plan(problem, "cpu", devices=4).algorithm
         assert partitioned in ("direct", "by_tap", "crop")
-        assert plan(problem, "cuda").algorithm in ("direct", "crop")
+        assert plan(problem, "tpu").algorithm in ("direct", "crop")
+
+
+GPU = {
+    "1d": (layer("", 2, (9,), 4, 4, (3,), groups=4, dilation=2),
+           "depthwise", "depthwise", "by_output"),
+    "1d.first": (layer("", 2, (9,), 4, 4, (3,), groups=4, channels_first=True),
+                 "shifts", "shifts", "by_output"),
+    "1d.dilated": (layer("", 2, (20,), 4, 8, (2,), dilation=8),
+                   "direct", "direct", "patches_gradient"),
+    "2d": (layer("", 2, (9, 9), 4, 4, (3, 3), groups=4),
+           "direct", "direct", "direct"),
+    "2d.strided": (layer("", 2, (9, 9), 4, 4, (3, 3), groups=4, strides=2),
+                   "direct", "depthwise", "direct"),
+    "2d.first": (layer("", 2, (9, 9), 4, 4, (3, 3), groups=4, channels_first=True),
+                 "shifts", "shifts", "direct"),
+    "2d.groups": (layer("", 2, (9, 9), 4, 4, (3, 3), groups=2),
+                  "direct", "direct", "direct"),
+    "2d.1x1": (layer("", 2, (9, 9), 4, 4, (1, 1), groups=2),
+               "by_tap", "by_tap", "direct"),
+    "2d.stem": (layer("", 2, (9, 9), 3, 16, (3, 3), strides=2),
+                "direct", "subpixel", "direct"),
+    "2d.transposed": (layer("", 2, (9, 9), 16, 16, (3, 3), input_dilation=2),
+                      "direct", "direct", "swap"),
+    "3d": (layer("", 1, (5, 5, 5), 16, 16, (3, 3, 3), strides=2),
+           "direct", "subpixel", "direct"),
+    "4d": (layer("", 1, (4, 4, 4, 4), 2, 3, (2, 2, 2, 2)), *("fold_depth",) * 3),
+    "4d.groups": (layer("", 1, (4, 4, 4, 4), 4, 2, (2, 2, 2, 2), groups=2),
+                  "depthwise", "depthwise", "patches_gradient"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_plan_on_gpus(name):
+    case, *expected = GPU[name]
+    plans = [plan(problem_in(case, role, jnp.float32), "gpu") for role in ROLES]
+    assert [chosen.algorithm for chosen in plans] == expected
+
+
+def by_plan_on_gpus(spec, x, kernel):
+    """The convolution by the plans for a GPU, on any platform."""
+    problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype)
+    chosen = plan(problem, "gpu").algorithm
+    # Of more axes, XLA:GPU ends the process.
+    assert chosen != "direct" or len(problem.x_spatial) <= 3
+    return ALGORITHMS[chosen].run(problem, x, kernel, by_plan_on_gpus)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_plans_on_gpus_equal_the_reference(role, integers):
+    others = [case for case, *_ in GPU.values()]
+    for case in (*others, *CASES, *map(random_case, range(400, 440))):
+        problem = problem_in(case, role, jnp.float32)
+        if 0 in (*problem.x_shape, *problem.kernel_shape):
+            continue
+        x, kernel = integers(*problem.x_shape), integers(*problem.kernel_shape)
+        run = jax.jit(functools.partial(by_plan_on_gpus, problem.spec))
+        y = run(x.astype(np.float32), kernel.astype(np.float32))
+        geometry = {
+            field: getattr(problem.spec, field)
+            for field in (
+                *("window_strides", "padding", "lhs_dilation", "rhs_dilation"),
+                *("dimension_numbers", "feature_group_count", "batch_group_count"),
+            )
+        }
+        expected = reference_conv(x, kernel, **geometry)
+        np.testing.assert_array_equal(y, expected, err_msg=case.name)
 
 
 @pytest.mark.parametrize(

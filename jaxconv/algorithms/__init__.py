@@ -13,6 +13,7 @@ import jax
 from jaxconv.algorithms import (
     by_image,
     by_member,
+    by_output,
     by_rows,
     by_tap,
     channels_last,
@@ -64,6 +65,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "pointwise_groups": pointwise_groups,
     "by_image": by_image,
     "by_member": by_member,
+    "by_output": by_output,
     "by_rows": by_rows,
     "by_tap": by_tap,
     "subpixel": subpixel,

@@ -19,11 +19,10 @@ import operator
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import accumulator, axes_of, countable
+from jaxconv.algorithms.windows import accumulator, axes_of, countable, every, spanned
 from jaxconv.spec import ConvProblem
 
 TAPS = 64
@@ -45,23 +44,16 @@ def run(
     spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    edges = [(0, 0, 0)] * x.ndim
-    for place, axis in zip(spatial, axes, strict=True):
-        edges[place] = (axis.low, axis.reach - axis.size - axis.low, 0)
     # Reads that are fused with the padding have a branch for each entry.
-    x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))
+    x = lax.optimization_barrier(spanned(x, spatial, axes))
     kernel = kernel.transpose(*taps, in_feature, feature).astype(sums)  # [*K, 1, C]
     per_channel = [1] * x.ndim
     per_channel[channel] = problem.features
 
     def term(tap: tuple[int, ...]) -> jax.Array:
-        start, limit, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
-        for place, axis, t in zip(spatial, axes, tap, strict=True):
-            start[place] = axis.rhs_dilation * t
-            limit[place] = start[place] + axis.stride * (axis.outputs - 1) + 1
-            steps[place] = axis.stride
-        shifted = lax.slice(x, start, limit, steps).astype(sums)
-        return shifted * kernel[(*tap, 0)].reshape(per_channel)
+        starts = [axis.rhs_dilation * t for axis, t in zip(axes, tap, strict=True)]
+        shifted = every(x, spatial, starts, problem.output_spatial, spec.window_strides)
+        return shifted.astype(sums) * kernel[(*tap, 0)].reshape(per_channel)
 
     y = functools.reduce(operator.add, map(term, np.ndindex(*problem.kernel_spatial)))
     y = y.astype(problem.output_dtype).transpose(batch, *spatial, channel)

@@ -265,6 +265,40 @@ def padded(x: jax.Array, axes: Sequence[Axis]) -> tuple[jax.Array, list[Axis]]:
     return x.reshape(len(x), *(axis.size for axis in inner), channels), inner
 
 
+def spanned(x: jax.Array, places: Sequence[int], axes: Sequence[Axis]) -> jax.Array:
+    """The positions that all windows span together, of an undilated input.
+
+    Args:
+      x: an input, in any order of its axes.
+      places: where its spatial axes stand.
+      axes: their geometry.
+    """
+    edges = [(0, 0, 0)] * x.ndim
+    for place, axis in zip(places, axes, strict=True):
+        edges[place] = (axis.low, axis.reach - axis.size - axis.low, 0)
+    return spread(x, edges)
+
+
+def every(
+    x: jax.Array,
+    places: Sequence[int],
+    starts: Sequence[int],
+    counts: Sequence[int],
+    steps: Sequence[int],
+) -> jax.Array:
+    """So many entries in steps from a start, along each axis at one of `places`.
+
+    Example:
+      >>> every(jnp.arange(9), [0], starts=[1], counts=[3], steps=[2]).tolist()
+      [1, 3, 5]
+    """
+    start, limit, strides = [0] * x.ndim, list(x.shape), [1] * x.ndim
+    for place, first, count, step in zip(places, starts, counts, steps, strict=True):
+        start[place], strides[place] = first, step
+        limit[place] = first + step * (count - 1) + 1
+    return lax.slice(x, start, limit, strides)
+
+
 def padded_bytes(problem: ConvProblem) -> int:
     """Bytes of the input with its zeros in place."""
     entries = math.prod(problem.x_shape) // math.prod(problem.x_spatial)

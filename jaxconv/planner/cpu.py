@@ -1,14 +1,13 @@
-"""Which algorithm computes a convolution: a pure function of problem and platform.
+"""Rules for one CPU, by what was measured there.
 
-A rule may look at geometry, dtypes and platform, never at a layer's name, and says in
-its reason why it chose. Where nothing was measured to be better the plan is `direct`,
-the program that stock JAX emits. Rules and costs rest on jax 0.12.0.1, whose fast path
-is YNNPACK, and were found to hold on 0.10.2, where it is Eigen.
+Where nothing was measured to be better a rule answers nothing. Rules and costs rest on
+jax 0.12.0.1, whose fast path is YNNPACK, and were found to hold on 0.10.2, where it is
+Eigen.
 """
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,10 @@ from jaxconv.algorithms import (
     by_image,
     by_member,
     by_rows,
-    by_tap,
     channels_last,
-    crop,
     depthwise,
     depthwise_gradient,
     direct,
-    empty,
     fold_depth,
     overlap_add,
     overlap_slices,
@@ -39,7 +35,8 @@ from jaxconv.algorithms import (
     swap,
 )
 from jaxconv.algorithms.windows import LANES, padded_bytes
-from jaxconv.processor import Processor, this_processor
+from jaxconv.planner.choice import Plan, cheapest
+from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem, dilated
 
 ZEROS, ZEROS_3D = 32, 100
@@ -160,103 +157,32 @@ slices of 1024 points 11 and 24.
 """
 
 
-class Plan(NamedTuple):
-    """A choice and why it was made.
-
-    Attributes:
-      algorithm: a key of `jaxconv.algorithms.ALGORITHMS`.
-      reason: one sentence.
-    """
-
-    algorithm: str
-    reason: str
-
-
-def plan(
-    problem: ConvProblem,
-    platform: str,
-    devices: int = 1,
-    processor: Processor | None = None,
-    *,
-    explicit: bool = False,
-) -> Plan:
-    """Choose the algorithm for `problem` on `platform`.
+def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
+    """The answer of the first rule that has one.
 
     Args:
-      problem: what is to be computed.
-      platform: "cpu", or anything else for the platforms without measured rules.
-      devices: over how many the program is partitioned by XLA.
-      processor: whose costs count; None for this machine's.
-      explicit: whether an operand's sharding over several devices belongs to its type.
-
-    Returns:
-      The plan. Algorithms leave smaller convolutions, which are planned in turn.
-
-    Example:
-      >>> import numpy as np
-      >>> from jaxconv.arguments import Caller, conv_spec
-      >>> shapes = (512, 3, 256), (4, 3, 2)
-      >>> spec = conv_spec(Caller("conv"), *shapes, window_strides=(1,),
-      ...                  padding=[(1, 1)], lhs_dilation=(2,))
-      >>> plan(ConvProblem(spec, *shapes, np.dtype("float32")), "cpu").algorithm
-      'subpixel'
+      problem: what is to be computed, of known sizes.
+      processor: whose costs count.
     """
-    if empty.applies(problem):
-        return Plan("empty", "a sum of no terms is zero")
-    if not problem.is_static:
-        chosen = Plan("direct", "a symbolic size cannot be planned")
-    else:
-        known = processor or this_processor()
-        chosen = _static_plan(problem, platform, devices, known, explicit)
-    if chosen.algorithm == "direct" and crop.applies(problem):
-        return Plan("crop", "negative padding is computed wrongly by some XLA backends")
-    if chosen.algorithm == "direct" and _is_exchanged(problem, platform, devices):
+    gradient = functools.partial(_gradient, processor=processor)
+    members = functools.partial(_members, processor=processor)
+    by_groups = _product, _pointwise, _depthwise, members, gradient, _grouped
+    for own in (_larger_window, *by_groups, _dilated, _deep, _dense):
+        found = own(problem)
+        if found is not None and found.algorithm in ("subpixel", "depthwise"):
+            found = _in_memory(problem, found)
+        if found is not None:
+            return found
+    return None
+
+
+def mended(problem: ConvProblem) -> Plan | None:
+    """What puts in order what keeps XLA:CPU from its own routine for `problem`."""
+    if _is_exchanged(problem):
         return Plan("pad", "XLA:CPU exchanges input and kernel, if that has more taps")
-    if chosen.algorithm == "direct" and _is_routine(problem, platform, devices):
+    if _is_routine(problem):
         return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
-    return chosen
-
-
-@functools.lru_cache(maxsize=4096)
-def _static_plan(
-    problem: ConvProblem,
-    platform: str,
-    devices: int,
-    processor: Processor,
-    explicit: bool,
-) -> Plan:
-    """`plan` for problems of known sizes, whose hashes and comparisons are sound."""
-    if platform != "cpu":
-        return Plan("direct", f"nothing was measured to be faster on {platform}")
-    if explicit or problem.out_sharding is not None:
-        return Plan("direct", "explicitly sharded, by the rules of XLA's convolution")
-    if devices == 1:
-        gradient = functools.partial(_gradient, processor=processor)
-        members = functools.partial(_members, processor=processor)
-        by_groups = _product, _pointwise, _depthwise, members, gradient, _grouped
-        rules = _larger_window, *by_groups, _dilated, _deep, _dense
-        for rule in rules:
-            found = rule(problem)
-            if found is not None and found.algorithm in ("subpixel", "depthwise"):
-                found = _in_memory(problem, found)
-            if found is not None:
-                return found
-        return Plan("direct", "XLA:CPU has a fast path for it, or nothing is faster")
-    return _partitioned(problem)
-
-
-def _partitioned(problem: ConvProblem) -> Plan:
-    """What XLA divides over devices, along any axis, with no more communication.
-
-    Phases would interleave along a sharded axis of features, which XLA gathers for it.
-    A kernel gradient's window is as large as an image, and the images, which it sums
-    over, may be spread: each of its points would be a sum over devices.
-    """
-    several = max(problem.channels, problem.features // problem.spec.groups) > 1
-    taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
-    if by_tap.applies(problem) and several and taps <= outputs:
-        return Plan("by_tap", "XLA gathers the images of groups, but not for products")
-    return Plan("direct", "XLA partitions its own convolution")
+    return None
 
 
 def _larger_window(problem: ConvProblem) -> Plan | None:
@@ -348,7 +274,7 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
         costs = {
             name: _OF_GROUPS[name].cost(problem) for name in ("depthwise", "stencil")
         }
-        return _cheapest(costs)
+        return cheapest(costs)
     return Plan("depthwise", "few channels per group, summed tap by tap")
 
 
@@ -368,7 +294,7 @@ def _members(problem: ConvProblem, processor: Processor) -> Plan | None:
         "direct": NEARLY * direct.grouped_cost(problem),
         "by_member": by_member.gradients_cost(problem, processor),
     }
-    return _cheapest(costs)
+    return cheapest(costs)
 
 
 def _is_kernel_gradient(problem: ConvProblem) -> bool:
@@ -407,7 +333,7 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
             costs["swap"] = patches_gradient.cost(exchanged, processor)
     if own:
         costs["direct"] = NEARLY * OWN * direct.gradient_cost(problem, processor)
-    return _cheapest(costs)
+    return cheapest(costs)
 
 
 def _grouped(problem: ConvProblem) -> Plan | None:
@@ -426,7 +352,7 @@ def _grouped(problem: ConvProblem) -> Plan | None:
     for name, algorithm in _OF_GROUPS.items():
         if algorithm.applies(problem) and (few or algorithm is not depthwise):
             costs[name] = algorithm.cost(problem)
-    return _cheapest(costs)
+    return cheapest(costs)
 
 
 _OF_GROUPS: dict[str, Any] = {
@@ -436,13 +362,6 @@ _OF_GROUPS: dict[str, Any] = {
     "stencil": stencil,
 }
 """Algorithms for feature groups of several taps, all of which have a cost."""
-
-
-def _cheapest(costs: dict[str, float]) -> Plan:
-    """The algorithm of least cost."""
-    algorithm = min(costs, key=lambda name: costs[name])
-    told = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
-    return Plan(algorithm, f"least cost as estimated: {told}")
 
 
 def _dilated(problem: ConvProblem) -> Plan | None:
@@ -462,7 +381,7 @@ def _dilated(problem: ConvProblem) -> Plan | None:
         return Plan("subpixel", "XLA:CPU multiplies by the zeros of a dilated input")
     if subpixel.weights(problem) * problem.dtype.itemsize <= by_image.BLOCK:
         costs["subpixel"] = subpixel.cost(problem)  # else a large copy of the kernel
-    return _cheapest(costs)
+    return cheapest(costs)
 
 
 def _added_up(problem: ConvProblem) -> dict[str, float]:
@@ -547,7 +466,7 @@ def _deep(problem: ConvProblem) -> Plan | None:
         if not (loops or wide) and overlap_slices.applies(problem):
             costs["overlap_slices"] = overlap_slices.cost(problem)
         if costs:
-            return _cheapest(costs)
+            return cheapest(costs)
     if loops:
         known = patches.applies(problem)
         return Plan("patches", "XLA:CPU has no routine for it") if known else None
@@ -592,28 +511,24 @@ def _dense(problem: ConvProblem) -> Plan | None:
         costs["patches"] = patches.dense_cost(problem)
     if not costs:
         return None
-    return _cheapest({"direct": NEARLY * direct.dense_cost(problem), **costs})
+    return cheapest({"direct": NEARLY * direct.dense_cost(problem), **costs})
 
 
-def _is_exchanged(problem: ConvProblem, platform: str, devices: int) -> bool:
+def _is_exchanged(problem: ConvProblem) -> bool:
     """Whether zeros around x keep XLA:CPU from exchanging it with the kernel."""
     return (
-        platform == "cpu"
-        and devices == 1
-        and pad.is_exchanged(problem)
+        pad.is_exchanged(problem)
         and pad.applies(problem)
         and padded_bytes(problem) <= 2 * by_image.BLOCK
     )
 
 
-def _is_routine(problem: ConvProblem, platform: str, devices: int) -> bool:
+def _is_routine(problem: ConvProblem) -> bool:
     """Whether XLA:CPU has a routine for it, if only the axes stand in order."""
     spec = problem.spec
     undilated = max(spec.lhs_dilation, default=1) == 1
     return (
-        platform == "cpu"
-        and devices == 1
-        and problem.is_static
+        problem.is_static
         and channels_last.applies(problem)
         and _is_fast(problem.dtype)
         and 1 <= len(spec.window_strides) <= 3

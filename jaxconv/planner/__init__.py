@@ -1,0 +1,99 @@
+"""Which algorithm computes a convolution: a pure function of problem and platform.
+
+A rule may look at geometry, dtypes and platform, never at a layer's name, and says in
+its reason why it chose. Where nothing was measured to be better the plan is `direct`,
+the program that stock JAX emits. Each platform's rules stand in a file of their own.
+"""
+
+import functools
+import math
+
+from jaxconv.algorithms import by_tap, crop, empty
+from jaxconv.planner import cpu, gpu
+from jaxconv.planner.choice import Plan
+from jaxconv.processor import Processor, this_processor
+from jaxconv.spec import ConvProblem
+
+
+def plan(
+    problem: ConvProblem,
+    platform: str,
+    devices: int = 1,
+    processor: Processor | None = None,
+    *,
+    explicit: bool = False,
+) -> Plan:
+    """Choose the algorithm for `problem` on `platform`.
+
+    Args:
+      problem: what is to be computed.
+      platform: "cpu", "gpu", or anything else for platforms without measured rules.
+      devices: over how many the program is partitioned by XLA.
+      processor: whose costs count on a CPU; None for this machine's.
+      explicit: whether an operand's sharding over several devices belongs to its type.
+
+    Returns:
+      The plan. Algorithms leave smaller convolutions, which are planned in turn.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxconv.arguments import Caller, conv_spec
+      >>> shapes = (512, 3, 256), (4, 3, 2)
+      >>> spec = conv_spec(Caller("conv"), *shapes, window_strides=(1,),
+      ...                  padding=[(1, 1)], lhs_dilation=(2,))
+      >>> plan(ConvProblem(spec, *shapes, np.dtype("float32")), "cpu").algorithm
+      'subpixel'
+    """
+    if empty.applies(problem):
+        return Plan("empty", "a sum of no terms is zero")
+    if not problem.is_static:
+        chosen = Plan("direct", "a symbolic size cannot be planned")
+    else:
+        known = processor or this_processor()
+        chosen = _static_plan(problem, platform, devices, known, explicit)
+    if chosen.algorithm == "direct" and crop.applies(problem):
+        return Plan("crop", "negative padding is computed wrongly by some XLA backends")
+    if chosen.algorithm == "direct" and platform == "cpu" and devices == 1:
+        return cpu.mended(problem) or chosen
+    return chosen
+
+
+@functools.lru_cache(maxsize=4096)
+def _static_plan(
+    problem: ConvProblem,
+    platform: str,
+    devices: int,
+    processor: Processor,
+    explicit: bool,
+) -> Plan:
+    """`plan` for problems of known sizes, whose hashes and comparisons are sound."""
+    if platform == "gpu":
+        found = gpu.many_axes(problem)
+        if found is not None:
+            return found
+    elif platform != "cpu":
+        return Plan("direct", f"nothing was measured to be faster on {platform}")
+    if explicit or problem.out_sharding is not None:
+        return Plan("direct", "explicitly sharded, by the rules of XLA's convolution")
+    if devices > 1:
+        return _partitioned(problem, platform)
+    if platform == "gpu":
+        found = gpu.rule(problem)
+        return found or Plan("direct", "XLA:GPU has a fast path, or nothing is faster")
+    found = cpu.rule(problem, processor)
+    return found or Plan("direct", "XLA:CPU has a fast path, or nothing is faster")
+
+
+def _partitioned(problem: ConvProblem, platform: str) -> Plan:
+    """What XLA divides over devices, along any axis, with no more communication.
+
+    Phases would interleave along a sharded axis of features, which XLA gathers for it.
+    A kernel gradient's window is as large as an image, and the images, which it sums
+    over, may be spread: each of its points would be a sum over devices.
+    """
+    several = max(problem.channels, problem.features // problem.spec.groups) > 1
+    taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
+    on_cpu = platform == "cpu" and by_tap.applies(problem)
+    if on_cpu and several and taps <= outputs:
+        return Plan("by_tap", "XLA gathers the images of groups, but not for products")
+    return Plan("direct", "XLA partitions its own convolution")

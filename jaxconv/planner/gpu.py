@@ -1,0 +1,167 @@
+"""Rules for one GPU, by what was measured on an NVIDIA H100.
+
+XLA hands a convolution to cuDNN, or to kernels of its own, after timing them. Most
+dense layers are as fast so as anything else. What is not is slower by 2 to 100 times:
+groups in one or three dimensions, dilated ones, and inputs with zeros between their
+entries that are no input gradients as cuDNN knows them. Times below are in
+microseconds, stock's and ours, for float32 with jax 0.11.2.
+"""
+
+import math
+
+import jax.numpy as jnp
+
+from jaxconv.algorithms import (
+    by_output,
+    by_tap,
+    depthwise,
+    fold_depth,
+    patches_gradient,
+    per_group,
+    shifts,
+    subpixel,
+)
+from jaxconv.planner.choice import Plan
+from jaxconv.spec import ConvProblem
+
+AXES = 3
+"""Spatial axes that cuDNN knows."""
+
+FEW = 8
+"""Features below which phases are the faster ones, of an input with zeros in it.
+
+1 feature of 16 images with 400 points and 256 taps 16097 and 131, 3 features and 16x16
+taps with stride 16 13213 and 80, 7x7 with stride 2 197 and 109, 4 features 88 and 62; 8
+features 83 and 79, 16 60 and 71, 64 features and 4x4 taps 59 and 95.
+"""
+
+
+def many_axes(problem: ConvProblem) -> Plan | None:
+    """More axes than cuDNN knows, on which XLA:GPU ends the process."""
+    if len(problem.x_spatial) <= AXES:
+        return None
+    for name, algorithm in {
+        "fold_depth": fold_depth,
+        "depthwise": depthwise,
+        "patches_gradient": patches_gradient,
+        "per_group": per_group,
+    }.items():
+        if algorithm.applies(problem):
+            return Plan(name, "XLA:GPU ends the process on more than three axes")
+    return None
+
+
+def rule(problem: ConvProblem) -> Plan | None:
+    """The answer of the first rule that has one."""
+    if not jnp.issubdtype(problem.dtype, jnp.floating):
+        return None
+    gradients = _transposed_gradient, _depthwise_gradient, _dilated_gradient
+    for own in (*gradients, _depthwise, _pointwise, _phases):
+        found = own(problem)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_gradient(problem: ConvProblem) -> bool:
+    """Windows with more points than the output has: kernel gradients."""
+    taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
+    return taps > outputs
+
+
+def _is_dilated(problem: ConvProblem) -> bool:
+    """Whether there are zeros between the entries of the input."""
+    return max(problem.spec.lhs_dilation, default=1) > 1
+
+
+def _transposed_gradient(problem: ConvProblem) -> Plan | None:
+    """Kernel gradients of transposed layers.
+
+    1-D with stride 64 14548 and 106, 3x3x3 5537 and 93, 2x2x2 1304 and 117, 4x4 115 and
+    71; 4 taps of 8 channels 2597 and 96, 8 taps of 1024 features 465 and 58.
+    """
+    undilated = max(problem.spec.rhs_dilation, default=1) == 1  # what is swapped, too
+    dilated = problem.spec.groups == 1 and _is_dilated(problem) and undilated
+    if dilated and _is_gradient(problem):
+        return Plan("swap", "the kernel gradient of the layer that it transposes")
+    return None
+
+
+def _depthwise_gradient(problem: ConvProblem) -> Plan | None:
+    """Kernel gradients of depthwise layers with one axis.
+
+    4 taps of 512 channels 255 and 113, with the channels first 297 and 59, in bfloat16
+    627 and 43; 31 taps 550 and 498, 3 taps with dilation 16 20183 and 66.
+    """
+    if len(problem.x_spatial) == 1 and by_output.applies(problem):
+        return Plan("by_output", "a sum for each tap of a depthwise layer")
+    return None
+
+
+def _dilated_gradient(problem: ConvProblem) -> Plan | None:
+    """Kernel gradients of dilated layers with one axis.
+
+    2 taps with dilation 8, 8 images of 4096 points with 64 channels, 1093 and 108; with
+    dilation 64, 4 images of 16000 points, 3064 and 143; 3 taps with dilation 16, 256
+    channels, 1164 and 593, with dilation 2 and the channels first 569 and 129.
+    """
+    spec, one_axis = problem.spec, len(problem.x_spatial) == 1
+    dilated = one_axis and spec.window_strides[0] > 1 and spec.rhs_dilation[0] == 1
+    if dilated and spec.groups == 1 and _is_gradient(problem):
+        if patches_gradient.applies(problem):
+            return Plan("patches_gradient", "products of patches")
+    return None
+
+
+def _depthwise(problem: ConvProblem) -> Plan | None:
+    """One channel in each group.
+
+    cuDNN has kernels for two axes with the channels last: 3x3 104 and 114, 7x7 374 and
+    422. One axis of 4 taps 625 and 56, of 31 1309 and 149, 3 taps with dilation 16 1366
+    and 40; 3x3x3 208 and 84; 3x3 with dilation 2 1215 and 116, with two features each
+    1012 and 176, with zeros in the input 163 and 114. With the channels first, of which
+    `shifts` transposes nothing, 5 taps 754 and 103, 3x3 265 and 178, 7x7 256 and 108,
+    3x3x3 184 and 53.
+    """
+    spec, rank = problem.spec, len(problem.x_spatial)
+    terms = math.prod(problem.kernel_spatial)
+    known = depthwise.applies(problem) and problem.channels == 1 and rank > 0
+    if not known or not 1 < terms <= depthwise.TERMS:
+        return None
+    x_axes = spec.dimension_numbers.lhs_spec
+    single = problem.features == spec.groups
+    if x_axes[1] != len(x_axes) - 1:
+        if shifts.applies(problem):
+            return Plan("shifts", "one channel per group, in the order of the axes")
+        if rank > 1:
+            return None
+    elif rank == 2 and single and max(*spec.lhs_dilation, *spec.rhs_dilation) == 1:
+        return None
+    return Plan("depthwise", "few channels per group, summed tap by tap")
+
+
+def _pointwise(problem: ConvProblem) -> Plan | None:
+    """Groups of one tap, which are products.
+
+    2 groups of 256 and 64 at 64 444 and 125, with the channels first 325 and 174; 8
+    groups of 30 125 and 37, 32 of 8 81 and 40, 4 of 64 57 and 38.
+    """
+    spec = problem.spec
+    one = math.prod(problem.kernel_spatial) == 1 and not _is_dilated(problem)
+    several = max(problem.channels, problem.features // spec.groups) > 1
+    if one and several and max(spec.window_strides, default=1) == 1:
+        if by_tap.applies(problem):
+            return Plan("by_tap", "a product of each group")
+    return None
+
+
+def _phases(problem: ConvProblem) -> Plan | None:
+    """An input with zeros in it, in three dimensions or for few features.
+
+    2x2x2 at 16 128 and 85, at 32 519 and 120, 64 and 32 channels and features; 3x3x3 to
+    one feature 209 and 98, 2x2x2 from 1024 to one 1068 and 57.
+    """
+    few = problem.features < FEW or len(problem.x_spatial) == 3
+    if few and problem.spec.groups == 1 and subpixel.applies(problem):
+        return Plan("subpixel", "XLA:GPU multiplies by the zeros of a dilated input")
+    return None
