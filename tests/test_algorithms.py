@@ -26,6 +26,7 @@ from jaxconv.algorithms import (
     patches_gradient,
     per_group,
     pointwise_groups,
+    slices_gradient,
     stencil,
     swap,
 )
@@ -151,6 +152,7 @@ def small_blocks(monkeypatch):
         (by_image, "BLOCK", 64),
         (by_rows, "BLOCK", 64),
         (overlap_slices, "BLOCK", 1 << 11),
+        (slices_gradient, "BLOCK", 1 << 10),
     ):
         monkeypatch.setattr(module, constant, size)
 
@@ -227,20 +229,22 @@ def test_slices_are_handed_on_from_block_to_block(
         np.testing.assert_array_equal(y, expected, err_msg=str(size))
 
 
-def test_nothing_is_exchanged_twice():
+@pytest.mark.parametrize("rank", [2, 3])
+def test_nothing_is_exchanged_twice(rank):
     # A window larger than its input is exchanged with it, and what is cheaper so.
     generator, swapped = np.random.default_rng(0), 0
-    layout = ("CNHW", "IHWO", "NCHW")  # of a kernel gradient
+    axes = "DHW"[-rank:]
+    layout = (f"CN{axes}", f"I{axes}O", f"NC{axes}")  # of a kernel gradient
     for _ in range(2000):
         batch, channels, features = (2 ** generator.integers(0, 6, 3)).tolist()
-        size, taps = generator.integers(1, 6, (2, 2)).tolist()
-        low, high = generator.integers(0, 6, (2, 2)).tolist()
+        size, taps = generator.integers(1, 6, (2, rank)).tolist()
+        low, high = generator.integers(0, 6, (2, rank)).tolist()
         x_shape, kernel_shape = (
             (channels, batch, *size),
             (channels, *taps, features),
         )
         geometry = {
-            "window_strides": (1, 1),
+            "window_strides": (1,) * rank,
             "padding": list(zip(low, high, strict=True)),
             "dimension_numbers": layout,
         }
@@ -434,11 +438,11 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("depthwise7.s2", "depthwise", "subpixel", "depthwise_gradient"),
         ("patch", "direct", "subpixel", "patches_gradient"),
         ("transposed", "subpixel", "channels_last", "swap"),
-        ("3d", "overlap_slices", "overlap_slices", "patches_gradient"),
+        ("3d", "overlap_slices", "overlap_slices", "slices_gradient"),
         ("3d.s2", "patches", "subpixel", "patches_gradient"),
-        ("4d", "patches", "patches", "patches_gradient"),
+        ("4d", "patches", "patches", "slices_gradient"),
         ("few", "stencil", "stencil", "channels_last"),
-        ("3d.few", "stencil", "stencil", "patches_gradient"),
+        ("3d.few", "stencil", "stencil", "slices_gradient"),
         ("3x3.to-few", "overlap_add", "channels_last", "swap"),
         ("large", "depthwise", "depthwise", "depthwise_gradient"),
         ("images", "by_image", "stencil", "swap"),

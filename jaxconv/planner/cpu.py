@@ -30,6 +30,7 @@ from jaxconv.algorithms import (
     pointwise_groups,
     product,
     shifts,
+    slices_gradient,
     stencil,
     subpixel,
     swap,
@@ -324,16 +325,24 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
             return Plan("patches_gradient", "XLA:CPU ends the process on some of these")
     elif depthwise_gradient.applies(problem) and problem.features < LANES:
         return None  # few pairs, in at most two dimensions
-    costs = {"patches_gradient": patches_gradient.cost(problem, processor)}
+    costs = _by_patches(problem, processor)
     if max(spec.rhs_dilation) == 1:
         # Else the swapped input would be dilated.
         exchanged = swap.swapped_problem(problem)
         few = not own and depthwise_gradient.applies(exchanged)
         if not few and _larger_window(exchanged) is None:  # else exchanged once more
-            costs["swap"] = patches_gradient.cost(exchanged, processor)
+            costs["swap"] = min(_by_patches(exchanged, processor).values())
     if own:
         costs["direct"] = NEARLY * OWN * direct.gradient_cost(problem, processor)
     return cheapest(costs)
+
+
+def _by_patches(problem: ConvProblem, processor: Processor) -> dict[str, float]:
+    """Costs of products of patches: of all taps, or of those of the further axes."""
+    costs = {"patches_gradient": patches_gradient.cost(problem, processor)}
+    if len(problem.x_spatial) > 2 and slices_gradient.applies(problem):
+        costs["slices_gradient"] = slices_gradient.cost(problem, processor)
+    return costs
 
 
 def _grouped(problem: ConvProblem) -> Plan | None:
