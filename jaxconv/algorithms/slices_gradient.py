@@ -132,10 +132,9 @@ def run(
                 -1,
             )
         shifted = part(kernel, c, start, size + moved)
-        # Both are zero in the rows that are not new: zero times infinity is not.
         K = jnp.concatenate(
             [
-                only(new, shifted[moved - axis.stride * o :][:size]).reshape(-1, f)
+                shifted[moved - axis.stride * o :][:size].reshape(-1, f)
                 for o in range(axis.outputs)
             ],
             -1,
