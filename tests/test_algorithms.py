@@ -315,6 +315,15 @@ def test_windows_of_more_taps_than_the_input_has_entries_are_padded(points):
         assert set(window) <= set("[0, ]")
 
 
+@pytest.mark.parametrize(
+    ("features", "padding", "algorithm"),
+    [(32, 2, "pad"), (32, 0, "direct"), (12, 2, "stencil"), (12, 0, "stencil")],
+)
+def test_zeros_are_laid_around_one_channel(features, padding, algorithm):
+    case = layer("", 64, (28, 28), 1, features, (5, 5), padding=(padding, padding))
+    assert plan(problem_of(case), "cpu").algorithm == algorithm
+
+
 def test_direct_emits_the_program_of_stock_jax():
     case = next(case for case in CASES if case.name == "2d.strided-dilated")
     texts = [
@@ -410,6 +419,8 @@ LAYERS = {
                      padding=(1, 1)),
     "3d.dw5s2": layer("", 1, (32, 32, 32), 16, 16, (5, 5, 5), strides=2, groups=16,
                       padding=(2, 2)),
+    "3d.one": layer("", 1, (64, 64, 32), 1, 64, (3, 3, 3), strides=2,
+                    padding=(1, 1)),
 }  # fmt: skip
 WELL_RUN = ("dense", "stem", "dense.nchw")
 
@@ -449,6 +460,7 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("3d.to-few", "by_image", "stencil", "swap"),
         ("one.g16", "direct", "subpixel", "patches_gradient"),
         ("3d.dw5s2", "depthwise", "subpixel", "depthwise_gradient"),
+        ("3d.one", "patches", "subpixel", "patches_gradient"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(
