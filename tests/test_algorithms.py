@@ -519,6 +519,16 @@ def test_plan_on_gpus(name):
     assert [chosen.algorithm for chosen in plans] == expected
 
 
+def test_programs_for_gpus_follow_their_rules():
+    case, *_ = GPU["1d"]
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)
+              for shape in (case.x_shape, case.kernel_shape)]  # fmt: skip
+    for platform, convolves in {"cuda": False, "tpu": True}.items():
+        exported = jax.export.export(jax.jit(conv), platforms=[platform])(*arrays)
+        assert ("stablehlo.convolution" in exported.mlir_module()) is convolves
+
+
 def by_plan_on_gpus(spec, x, kernel):
     """The convolution by the plans for a GPU, on any platform."""
     problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype)

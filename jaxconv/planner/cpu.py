@@ -488,7 +488,7 @@ def _deep(problem: ConvProblem) -> Plan | None:
         if few and stencil.applies(problem):
             costs["stencil"] = stencil.cost(problem)
         terms = problem.channels * math.prod(problem.kernel_spatial)
-        strided = max(problem.spec.window_strides) > 1
+        strided = max(problem.spec.window_strides, default=1) > 1
         if strided and terms <= SHORT and patches.applies(problem):
             costs["patches"] = patches.dense_cost(problem)
         wide = problem.features >= WIDENED * problem.channels
