@@ -34,7 +34,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxconv import calculus
 from jaxconv.algorithms import ALGORITHMS, direct
 from jaxconv.planner import plan
-from jaxconv.planner.cpu import LARGER
+from jaxconv.planner.choice import LARGER
 from jaxconv.spec import ConvProblem, ConvSpec, is_static
 
 conv_p = Primitive("jaxconv")
@@ -163,8 +163,8 @@ def _lower(platform: str, ctx: Any, *operands: Any, **params: Any) -> Any:
     return mlir.lower_fun(run, multiple_results=False)(ctx, *operands, **params)
 
 
-for known in ("cpu", "gpu"):
-    mlir.register_lowering(conv_p, partial(_lower, known), platform=known)
+mlir.register_lowering(conv_p, partial(_lower, "cpu"), platform="cpu")
+mlir.register_lowering(conv_p, partial(_lower, "gpu"), platform="cuda")
 mlir.register_lowering(conv_p, partial(_lower, "this platform"))
 
 

@@ -340,7 +340,7 @@ def test_direct_emits_the_program_of_stock_jax():
 
 def test_other_platforms_get_the_stock_program():
     case = next(case for case in CASES if case.name == "2d.transposed-grouped")
-    assert plan(problem_of(case), "gpu").algorithm == "direct"
+    assert plan(problem_of(case), "tpu").algorithm == "direct"
     conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
     arrays = [
         jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -507,8 +507,16 @@ GPU = {
     "3d": (layer("", 1, (5, 5, 5), 16, 16, (3, 3, 3), strides=2),
            "direct", "subpixel", "direct"),
     "4d": (layer("", 1, (4, 4, 4, 4), 2, 3, (2, 2, 2, 2)), *("fold_depth",) * 3),
-    "4d.groups": (layer("", 1, (4, 4, 4, 4), 4, 2, (2, 2, 2, 2), groups=2),
-                  "depthwise", "depthwise", "patches_gradient"),
+    "4d.groups": (layer("", 1, (4, 4, 4, 4), 4, 4, (2, 2, 2, 2), groups=2),
+                  "patches", "patches", "patches_gradient"),
+    "4d.depthwise": (layer("", 1, (4, 4, 4, 4), 2, 2, (2, 2, 2, 2), groups=2),
+                     "depthwise", "depthwise", "patches_gradient"),
+    # Larger windows than outputs, and no kernel gradients.
+    "1d.patch": (layer("", 2, (12,), 4, 4, (8,), strides=4),
+                 "direct", "subpixel", "direct"),
+    "2d.small": (layer("", 2, (2, 2), 16, 16, (5, 5), input_dilation=2,
+                       padding=(2, 2)),
+                 "direct", "direct", "direct"),
 }  # fmt: skip
 
 

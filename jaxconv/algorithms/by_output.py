@@ -7,7 +7,7 @@ one feature in each group g, and channels c, which are the images of the layer,
     y[o, g] = Σ_{c, t} x̃[g, c, s·o + d·t − p] · k[g, c, t]
 
 is for each o a sum of products of the kernel and a slice of x̃ as large as it. Nothing
-but the sums is written, and neither operand is transposed.
+but the sums is written, and operands of one layout are not transposed.
 
 Applies to batch groups of one image and one feature each, an undilated input and few
 outputs. Costs a read of x and of k for each output. Measured on an NVIDIA H100, jax

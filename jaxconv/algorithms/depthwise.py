@@ -36,6 +36,7 @@ from jaxconv.algorithms.windows import (
     blocks_of,
     countable,
     entries,
+    every,
     loop,
     padded,
     padded_bytes,
@@ -107,12 +108,8 @@ def _is_padded(problem: ConvProblem) -> bool:
 def _sliced(x: jax.Array, axes: Sequence[Axis], taps: Sequence[Index]) -> jax.Array:
     """What all outputs read for the taps, of x with its zeros in place."""
     starts = [a.rhs_dilation * int(t) - a.low for a, t in zip(axes, taps, strict=True)]
-    stops = [
-        start + axis.stride * (axis.outputs - 1) + 1
-        for start, axis in zip(starts, axes, strict=True)
-    ]
-    strides = [1, *(axis.stride for axis in axes), 1]
-    return lax.slice(x, [0, *starts, 0], [len(x), *stops, x.shape[-1]], strides)
+    counts, steps = [a.outputs for a in axes], [a.stride for a in axes]
+    return every(x, range(1, x.ndim - 1), starts, counts, steps)
 
 
 def run(
@@ -143,13 +140,13 @@ def run(
 
     if total > TERMS:
         count, size = blocks_of(total, BLOCK)
-        every = jnp.stack(copies(range(C)))
+        stacked = jnp.stack(copies(range(C)))
 
         def add(index: jax.Array, y: jax.Array) -> jax.Array:
             _, q, new = block(index, count, size, total)
             for i in range(size):
                 c, *t = unravel(q[i], terms)
-                X = windows(every[c], axes, slice(None), outputs, t)
+                X = windows(stacked[c], axes, slice(None), outputs, t)
                 product = times(X, kernel[q[i]])
                 y = y + (product if new is None else jnp.where(new[i], product, 0))
             return y

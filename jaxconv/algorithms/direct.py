@@ -25,11 +25,11 @@ def applies(problem: ConvProblem) -> bool:
     return True
 
 
-NARROW = 20
-"""Features below which layers of one channel take several times as long a tap."""
-
 CACHED = 4_000_000
 """Entries of y up to which it is cheap to add to them: 16 MB in float32."""
+
+UNFILLED = 20
+"""Features below which layers of one channel take several times as long a tap."""
 
 
 def scatter_cost(problem: ConvProblem) -> float:
@@ -106,7 +106,7 @@ def dense_cost(problem: ConvProblem) -> float:
     outputs = problem.batch * math.prod(problem.output_spatial)
     reads, flops = outputs * math.prod(problem.kernel_spatial), products(problem)
     if problem.channels == 1:
-        read = 7.5e-10 if problem.features < NARROW else 0.9e-10
+        read = 7.5e-10 if problem.features < UNFILLED else 0.9e-10
         seconds = 3.8e-5 + 1.07e-8 * outputs + read * reads + 2.6e-12 * flops
         return seconds + _ordered(problem)
     read = 1.6e-9 + 9.1e-11 * problem.channels

@@ -132,9 +132,10 @@ def run(
                 -1,
             )
         shifted = part(kernel, c, start, size + moved)
+        # Both: zero times an infinity would not be zero.
         K = jnp.concatenate(
             [
-                shifted[moved - axis.stride * o :][:size].reshape(-1, f)
+                only(new, shifted[moved - axis.stride * o :][:size]).reshape(-1, f)
                 for o in range(axis.outputs)
             ],
             -1,

