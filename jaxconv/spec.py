@@ -178,6 +178,12 @@ class ConvProblem:
         return self.preferred_element_type or self.dtype
 
     @property
+    def exchanged_precision(self) -> Any:
+        """Precision of a product whose first factor is the kernel, and x the second."""
+        pair = isinstance(self.precision, tuple)  # of x and of the kernel
+        return self.precision[::-1] if pair else self.precision
+
+    @property
     def is_static(self) -> bool:
         """Whether all sizes are ints: a symbolic dimension cannot be planned."""
         pads = [pad for pair in self.spec.padding for pad in pair]

@@ -129,18 +129,25 @@ def cost(problem: ConvProblem, processor: Processor) -> float:
     if _is_sliced(problem):
         last = problem.output_spatial[-1]
         outputs, row = outputs // last, -(-last * row // LANES) * LANES
-    x_axes, kernel_axes, _ = problem.spec.dimension_numbers
-    moved = 0 if x_axes[0] == len(x_axes) - 1 else math.prod(problem.x_shape)
-    if kernel_axes[0] != len(x_axes) - 1:
-        moved += math.prod(problem.kernel_shape)
     f, width = problem.features // G, outputs * row
     count, _ = _blocks(terms, width, f, problem.dtype.itemsize)
     entry = rates.alone if f == 1 else rates.entry
     each = rates.read * outputs + entry * width + rates.product * 2 * width * f
     sums = rates.sum * count * G * f * width
     return (
-        rates.start + rates.move * moved + G * terms * (each + rates.weight * f) + sums
+        rates.start
+        + rates.move * moved(problem)
+        + G * terms * (each + rates.weight * f)
+        + sums
     )
+
+
+def moved(problem: ConvProblem) -> int:
+    """Entries of x whose images, and of k whose features, do not stand last."""
+    x_axes, kernel_axes, _ = problem.spec.dimension_numbers
+    last = len(x_axes) - 1
+    of_x = 0 if x_axes[0] == last else math.prod(problem.x_shape)
+    return of_x + (0 if kernel_axes[0] == last else math.prod(problem.kernel_shape))
 
 
 def _blocks(terms: int, width: int, f: int, itemsize: int) -> tuple[int, int]:
@@ -200,10 +207,8 @@ def run(
         )
         return X.reshape(size, width)
 
-    # The smaller matrix stands first. A pair of precisions is of x and of the kernel.
-    precision, patches_first = problem.precision, width < f
-    if isinstance(precision, tuple) and not patches_first:
-        precision = precision[::-1]
+    patches_first = width < f  # the smaller matrix
+    precision = problem.precision if patches_first else problem.exchanged_precision
 
     def product(index: jax.Array, group: Index) -> jax.Array:
         start, q, new = block(index, count, size, total)

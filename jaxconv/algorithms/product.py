@@ -131,8 +131,7 @@ def run(
     factors, precision = (x, kernel), problem.precision
     if _features_first(problem):
         factors, contracted = (kernel, x), (contracted[1], contracted[0])
-        # A pair of precisions is of x and of the kernel.
-        precision = precision[::-1] if isinstance(precision, tuple) else precision
+        precision = problem.exchanged_precision
     y = lax.dot_general(
         *factors,
         (contracted, ((), ())),
@@ -149,7 +148,7 @@ def run(
 def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The products of the images, [N, F, I]; for kernel gradients their sum, [F, N]."""
     feature, in_feature, *taps = problem.spec.dimension_numbers.rhs_spec
-    x, precision = x.reshape(*x.shape[:2], -1), problem.precision
+    x = x.reshape(*x.shape[:2], -1)
     is_gradient = problem.spec.dimension_numbers.lhs_spec[1] == 0
     if is_gradient:
         kernel, contracted = kernel.reshape(*kernel.shape[:2], -1), 2
@@ -158,11 +157,9 @@ def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> ja
         # Else XLA folds the transposition into the product, which is 1.4 times slower.
         kernel = lax.optimization_barrier(kernel.repeat(len(x), axis=0))
         contracted = 1
-    factors = kernel, x
+    factors, precision = (kernel, x), problem.exchanged_precision
     if is_gradient and not _features_first(problem):
-        factors = x, kernel
-    elif isinstance(precision, tuple):  # a pair of precisions is of x and of the kernel
-        precision = precision[::-1]
+        factors, precision = (x, kernel), problem.precision
     y = lax.dot_general(
         *factors,
         (((2,), (contracted,)), ((0,), (0,))),

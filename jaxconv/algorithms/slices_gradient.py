@@ -73,7 +73,6 @@ def cost(problem: ConvProblem, processor: Processor) -> float:
     1.30 without this algorithm among them, 12 at most. On other processors products
     are taken to be as fast as those of `patches_gradient`.
     """
-    x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     rows = problem.channels * problem.x_spatial[0]
     rows *= math.prod(problem.kernel_spatial[1:])
     X, K = _columns(problem)
@@ -82,11 +81,8 @@ def cost(problem: ConvProblem, processor: Processor) -> float:
     each = 1.8e-10 * X + 4e-10 * runs + 2.5e-10 * K
     term = max(6.7e-12, 2 * patches_gradient.RATES[processor].product)
     each += term * small * -(-large // LANES) * LANES
-    moved = 0 if x_axes[0] == len(x_axes) - 1 else math.prod(problem.x_shape)
-    if kernel_axes[0] != len(x_axes) - 1:
-        moved += math.prod(problem.kernel_shape)
     blocks = problem.channels * _blocks(problem)[0]
-    seconds = 3e-5 + rows * each + 6.7e-10 * moved
+    seconds = 3e-5 + rows * each + 6.7e-10 * patches_gradient.moved(problem)
     return seconds + blocks * (1e-6 + 2.7e-10 * X * K)
 
 
@@ -105,12 +101,9 @@ def run(
     kernel = kernel.reshape(*kernel.shape[:2], -1)
     kernel = spread(kernel, [(0, 0, 0), ends, (0, 0, 0)])
     (count, size), sums, f = _blocks(problem), accumulator(problem), problem.features
-    # The smaller matrix stands first. A pair of precisions is of x and of the kernel.
-    shape, precision = _columns(problem), problem.precision
-    patches_first = shape[0] < shape[1]
-    if not patches_first:
-        shape = shape[::-1]
-        precision = precision[::-1] if isinstance(precision, tuple) else precision
+    shape = _columns(problem)
+    patches_first = shape[0] < shape[1]  # the smaller matrix
+    precision = problem.precision if patches_first else problem.exchanged_precision
 
     def part(array: jax.Array, c: jax.Array, start: jax.Array, size: int) -> jax.Array:
         starts = [c, start, *[np.int32(0)] * (array.ndim - 2)]
@@ -151,7 +144,7 @@ def run(
         )
 
     number = problem.channels * count
-    y = loop(number, add, zeros(shape, sums, x))
+    y = loop(number, add, zeros(sorted(shape), sums, x))
     y = y if patches_first else y.T
     y = y.astype(problem.output_dtype).reshape(
         *problem.output_spatial[1:], problem.batch, axis.outputs, -1

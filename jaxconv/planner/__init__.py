@@ -6,9 +6,8 @@ the program that stock JAX emits. Each platform's rules stand in a file of their
 """
 
 import functools
-import math
 
-from jaxconv.algorithms import by_tap, crop, empty
+from jaxconv.algorithms import crop, empty
 from jaxconv.planner import cpu, gpu
 from jaxconv.planner.choice import Plan
 from jaxconv.processor import Processor, this_processor
@@ -67,33 +66,16 @@ def _static_plan(
     explicit: bool,
 ) -> Plan:
     """`plan` for problems of known sizes, whose hashes and comparisons are sound."""
-    if platform == "gpu":
-        found = gpu.many_axes(problem)
-        if found is not None:
-            return found
-    elif platform != "cpu":
+    if platform not in ("cpu", "gpu"):
         return Plan("direct", f"nothing was measured to be faster on {platform}")
+    found = gpu.many_axes(problem) if platform == "gpu" else None
+    if found is not None:
+        return found
     if explicit or problem.out_sharding is not None:
         return Plan("direct", "explicitly sharded, by the rules of XLA's convolution")
     if devices > 1:
-        return _partitioned(problem, platform)
-    if platform == "gpu":
-        found = gpu.rule(problem)
-        return found or Plan("direct", "XLA:GPU has a fast path, or nothing is faster")
-    found = cpu.rule(problem, processor)
-    return found or Plan("direct", "XLA:CPU has a fast path, or nothing is faster")
-
-
-def _partitioned(problem: ConvProblem, platform: str) -> Plan:
-    """What XLA divides over devices, along any axis, with no more communication.
-
-    Phases would interleave along a sharded axis of features, which XLA gathers for it.
-    A kernel gradient's window is as large as an image, and the images, which it sums
-    over, may be spread: each of its points would be a sum over devices.
-    """
-    several = max(problem.channels, problem.features // problem.spec.groups) > 1
-    taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
-    on_cpu = platform == "cpu" and by_tap.applies(problem)
-    if on_cpu and several and taps <= outputs:
-        return Plan("by_tap", "XLA gathers the images of groups, but not for products")
-    return Plan("direct", "XLA partitions its own convolution")
+        found = cpu.partitioned(problem) if platform == "cpu" else None
+        return found or Plan("direct", "XLA partitions its own convolution")
+    found = cpu.rule(problem, processor) if platform == "cpu" else gpu.rule(problem)
+    reason = f"XLA:{platform.upper()} has a fast path, or nothing is faster"
+    return found or Plan("direct", reason)

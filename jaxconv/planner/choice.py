@@ -1,5 +1,6 @@
 """What a rule answers, and what the rules of all platforms ask."""
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from jaxconv.spec import ConvProblem
@@ -23,6 +24,14 @@ class Plan(NamedTuple):
 
     algorithm: str
     reason: str
+
+
+def first(
+    rules: Iterable[Callable[[ConvProblem], Plan | None]], problem: ConvProblem
+) -> Plan | None:
+    """The answer of the first rule that has one."""
+    answers = (rule(problem) for rule in rules)
+    return next((found for found in answers if found is not None), None)
 
 
 def cheapest(costs: dict[str, float]) -> Plan:

@@ -16,6 +16,7 @@ from jaxconv.algorithms import (
     by_image,
     by_member,
     by_rows,
+    by_tap,
     channels_last,
     depthwise,
     depthwise_gradient,
@@ -36,7 +37,7 @@ from jaxconv.algorithms import (
     swap,
 )
 from jaxconv.algorithms.windows import LANES, padded_bytes
-from jaxconv.planner.choice import LARGER, Plan, cheapest, is_kernel_gradient
+from jaxconv.planner.choice import LARGER, Plan, cheapest, first, is_kernel_gradient
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem, dilated
 
@@ -176,12 +177,23 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     gradient = functools.partial(_gradient, processor=processor)
     members = functools.partial(_members, processor=processor)
     by_groups = _product, _pointwise, _depthwise, members, gradient, _grouped
-    for own in (_larger_window, *by_groups, _dilated, _deep, _dense):
-        found = own(problem)
-        if found is not None and found.algorithm in ("subpixel", "depthwise"):
-            found = _in_memory(problem, found)
-        if found is not None:
-            return found
+    found = first((_larger_window, *by_groups, _dilated, _deep, _dense), problem)
+    if found is not None and found.algorithm in ("subpixel", "depthwise"):
+        return _in_memory(problem, found)
+    return found
+
+
+def partitioned(problem: ConvProblem) -> Plan | None:
+    """What XLA divides over devices, along any axis, with no more communication.
+
+    Phases would interleave along a sharded axis of features, which XLA gathers for it.
+    A kernel gradient's window is as large as an image, and the images, which it sums
+    over, may be spread: each of its points would be a sum over devices.
+    """
+    several = max(problem.channels, problem.features // problem.spec.groups) > 1
+    taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
+    if by_tap.applies(problem) and several and taps <= outputs:
+        return Plan("by_tap", "XLA gathers the images of groups, but not for products")
     return None
 
 

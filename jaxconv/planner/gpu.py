@@ -21,7 +21,7 @@ from jaxconv.algorithms import (
     shifts,
     subpixel,
 )
-from jaxconv.planner.choice import Plan, is_kernel_gradient
+from jaxconv.planner.choice import Plan, first, is_kernel_gradient
 from jaxconv.spec import ConvProblem
 
 AXES = 3
@@ -60,11 +60,7 @@ def rule(problem: ConvProblem) -> Plan | None:
     if not jnp.issubdtype(problem.dtype, jnp.floating):
         return None
     gradients = _transposed_gradient, _depthwise_gradient, _dilated_gradient
-    for own in (*gradients, _depthwise, _pointwise, _phases):
-        found = own(problem)
-        if found is not None:
-            return found
-    return None
+    return first((*gradients, _depthwise, _pointwise, _phases), problem)
 
 
 def _is_gradient(problem: ConvProblem) -> bool:
