@@ -86,13 +86,11 @@ def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> ja
     x = x.reshape(len(x), *kernel.shape[::2], -1)
     # Else XLA folds the transposition into the product, which is slower.
     kernel = lax.optimization_barrier(jnp.broadcast_to(kernel, (len(x), *kernel.shape)))
-    precision = problem.precision
     y = lax.dot_general(
         kernel,
         x,
         (((3,), (2,)), ((0, 1), (0, 1))),
-        # A pair of precisions is of x and of the kernel.
-        precision=precision[::-1] if isinstance(precision, tuple) else precision,
+        precision=problem.exchanged_precision,
         preferred_element_type=accumulator(problem),
     )
     return y.reshape(problem.output_shape).astype(problem.output_dtype)
