@@ -11,6 +11,7 @@ from typing import Protocol
 import jax
 
 from jaxconv.algorithms import (
+    by_groups,
     by_image,
     by_member,
     by_output,
@@ -23,6 +24,7 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
+    fourier,
     overlap_add,
     overlap_slices,
     pad,
@@ -64,6 +66,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "pad": pad,
     "product": product,
     "pointwise_groups": pointwise_groups,
+    "by_groups": by_groups,
     "by_image": by_image,
     "by_member": by_member,
     "by_output": by_output,
@@ -77,6 +80,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "depthwise_gradient": depthwise_gradient,
     "per_group": per_group,
     "fold_depth": fold_depth,
+    "fourier": fourier,
     "overlap_slices": overlap_slices,
     "slices_gradient": slices_gradient,
     "patches": patches,

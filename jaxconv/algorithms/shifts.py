@@ -37,6 +37,15 @@ def applies(problem: ConvProblem) -> bool:
     return depthwise and few and countable(problem) and max(spec.lhs_dilation) == 1
 
 
+def cost(problem: ConvProblem) -> float:
+    """Seconds, about: each term of each output.
+
+    Of 60 random layers of up to 64 terms, 2 cores of an AMD EPYC with AVX-512, jax
+    0.12.0.1, float32, most take 0.6 to 1.5 times as long.
+    """
+    return 5e-5 + 5e-11 * math.prod(problem.output_shape + problem.kernel_spatial)
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:

@@ -20,10 +20,12 @@ class Plan(NamedTuple):
     Attributes:
       algorithm: a key of `jaxconv.algorithms.ALGORITHMS`.
       reason: one sentence.
+      seconds: what it takes, as estimated; None where nothing was fitted.
     """
 
     algorithm: str
     reason: str
+    seconds: float | None = None
 
 
 def first(
@@ -38,7 +40,7 @@ def cheapest(costs: dict[str, float]) -> Plan:
     """The algorithm of least cost, of which each is given in seconds."""
     algorithm = min(costs, key=lambda name: costs[name])
     told = ", ".join(f"{name} {1e3 * cost:.3g} ms" for name, cost in costs.items())
-    return Plan(algorithm, f"least cost as estimated: {told}")
+    return Plan(algorithm, f"least cost as estimated: {told}", costs[algorithm])
 
 
 def is_kernel_gradient(problem: ConvProblem) -> bool:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.algorithms import (
+    by_groups,
     by_image,
     by_member,
     by_rows,
@@ -22,6 +23,7 @@ from jaxconv.algorithms import (
     depthwise_gradient,
     direct,
     fold_depth,
+    fourier,
     overlap_add,
     overlap_slices,
     pad,
@@ -159,6 +161,20 @@ They were Eigen's until 0.10.2, 5.8 ms for 3x3 at 7x7 with 512 channels and feat
 patches 6.7; later YNNPACK's, 7.2 and 5.2 ms (AMD EPYC with AVX-512).
 """
 
+SUMS, PEAK, CALL = 10e9, 225e9, 4e-5
+"""Products a second for one channel and feature, at most, and seconds of a call.
+
+Between them the rate grows with the cube root of how many pairs there are. Of 200
+random layers that have no cost of their own, half take 0.7 to 2 times as long (AMD EPYC
+with AVX-512).
+"""
+
+WORTH = 0.75
+"""How much of the time of sums transforms may take, as rounding differs."""
+
+UNMEASURED = 3
+"""How much longer transforms may take on processors where they were not measured."""
+
 SLICE = 128
 """Points of a slice from which on it is worth a convolution of its own.
 
@@ -176,11 +192,11 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     """
     gradient = functools.partial(_gradient, processor=processor)
     members = functools.partial(_members, processor=processor)
-    by_groups = _product, _pointwise, _depthwise, members, gradient, _grouped
-    found = first((_larger_window, *by_groups, _dilated, _deep, _dense), problem)
+    of_groups = _product, _pointwise, _depthwise, members, gradient, _grouped
+    found = first((_larger_window, *of_groups, _dilated, _deep, _dense), problem)
     if found is not None and found.algorithm in ("subpixel", "depthwise"):
-        return _in_memory(problem, found)
-    return found
+        found = _in_memory(problem, found)
+    return _transformed(problem, found, processor) or found
 
 
 def partitioned(problem: ConvProblem) -> Plan | None:
@@ -273,7 +289,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
         return Plan("depthwise_gradient", reason)
     in_a_row = x_axes[-1] == len(x_axes) - 1
     if shifts.applies(problem) and (in_a_row or G < FEW):
-        return Plan("shifts", "one channel per group, added up along a spatial axis")
+        reason = "one channel per group, added up along a spatial axis"
+        return Plan("shifts", reason, shifts.cost(problem))
     taps = math.prod(problem.kernel_spatial)
     weights = taps * problem.channels * problem.features // G
     alone = problem.channels * problem.features == G
@@ -296,7 +313,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
             name: _OF_GROUPS[name].cost(problem) for name in ("depthwise", "stencil")
         }
         return cheapest(costs)
-    return Plan("depthwise", "few channels per group, summed tap by tap")
+    reason = "few channels per group, summed tap by tap"
+    return Plan("depthwise", reason, depthwise.cost(problem))
 
 
 def _members(problem: ConvProblem, processor: Processor) -> Plan | None:
@@ -443,8 +461,54 @@ def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
     # Rows are cut out of a copy of x with its zeros in place.
     small = 4 * math.prod(problem.x_shape) <= math.prod(problem.output_shape)
     if phases and single and small and by_rows.applies(problem):
-        return Plan("by_rows", reason)
-    return Plan("by_image", reason) if by_image.applies(problem) else chosen
+        return chosen._replace(algorithm="by_rows", reason=reason)
+    if by_image.applies(problem):
+        return chosen._replace(algorithm="by_image", reason=reason)
+    return chosen
+
+
+def _transformed(
+    problem: ConvProblem, found: Plan | None, processor: Processor
+) -> Plan | None:
+    """Fourier transforms, where windows have so many taps that sums take longer.
+
+    Over 500 random layers with large windows or few channels, of all roles, the choice
+    takes 1.06 times as long as the better of sums and transforms, and 2.1 times without
+    transforms (AMD EPYC with AVX-512). jax 0.10.2 has the same transforms.
+    """
+    algorithm, count, one = "fourier", 1, problem
+    if not fourier.applies(problem):
+        return None
+    if by_image.applies(problem) and not _fits(problem):
+        algorithm, (count, one) = "by_image", by_image.of_block(problem)
+    elif by_groups.applies(problem):
+        algorithm, (count, one) = "by_groups", by_groups.of_block(problem)
+    if not _fits(one):
+        return None
+    seconds = count * fourier.cost(one)
+    if processor is not Processor.WIDE_AMD:
+        seconds *= UNMEASURED
+    sums = None if found is None else found.seconds
+    if sums is None:
+        # Batch groups XLA:CPU expands, to compute all pairs of them.
+        pairs = 1 if found else problem.spec.batch_group_count
+        sums = CALL + pairs * _sums(problem)
+    if seconds >= WORTH * sums:
+        return None
+    told = f"{1e3 * seconds:.3g} ms as estimated, and by sums {1e3 * sums:.3g} ms"
+    known = algorithm if count > 1 else "fourier"
+    return Plan(known, f"a large window, by Fourier transforms {told}", seconds)
+
+
+def _fits(problem: ConvProblem) -> bool:
+    """Whether the transforms of one group take little more than a block of them."""
+    return fourier.group_bytes(problem) <= 2 * fourier.BLOCK
+
+
+def _sums(problem: ConvProblem) -> float:
+    """Seconds, roughly, of the sums of any algorithm for which nothing was fitted."""
+    pairs = problem.channels * problem.features // problem.spec.groups
+    return fourier.products(problem) / min(SUMS * math.cbrt(pairs), PEAK)
 
 
 def _is_fast(dtype: Any) -> bool:

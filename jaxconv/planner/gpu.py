@@ -16,6 +16,7 @@ from jaxconv.algorithms import (
     by_tap,
     depthwise,
     fold_depth,
+    fourier,
     patches,
     patches_gradient,
     shifts,
@@ -39,6 +40,19 @@ features 83 and 79, 16 60 and 71, 64 features and 4x4 taps 59 and 95.
 """
 
 
+ZEROS = 9
+"""Taps of two axes up to which sums beat cuDNN on an input with zeros in it."""
+
+SLOW, FAST = 0.3e12, 1.5e12
+"""Products a second of XLA's kernels for groups, and of sums tap by tap or for 3 axes.
+
+Measured were 0.2 to 0.5 and 0.9 to 2.5 million million.
+"""
+
+START, POINT, TRANSFORMS = 6e-5, 1.3e-11, 1 << 30
+"""Seconds of transforms, and for each point of them; bytes that they may take."""
+
+
 def many_axes(problem: ConvProblem) -> Plan | None:
     """More axes than cuDNN knows, on which XLA:GPU ends the process."""
     if len(problem.x_spatial) <= AXES:
@@ -60,7 +74,8 @@ def rule(problem: ConvProblem) -> Plan | None:
     if not jnp.issubdtype(problem.dtype, jnp.floating):
         return None
     gradients = _transposed_gradient, _depthwise_gradient, _dilated_gradient
-    return first((*gradients, _depthwise, _pointwise, _phases), problem)
+    found = first((*gradients, _depthwise, _pointwise, _phases), problem)
+    return _transformed(problem, found) or found
 
 
 def _is_gradient(problem: ConvProblem) -> bool:
@@ -119,7 +134,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     cuDNN has kernels for two axes with the channels last: 3x3 104 and 114, 7x7 374 and
     422. One axis of 4 taps 625 and 56, of 31 1309 and 149, 3 taps with dilation 16 1366
     and 40; 3x3x3 208 and 84; 3x3 with dilation 2 1215 and 116, with two features each
-    1012 and 176, with zeros in the input 163 and 114. With the channels first, of which
+    1012 and 176, with zeros in the input 164 and 118, but 5x5 128 and 224. With the
+    channels first, of which
     `shifts` transposes nothing, 5 taps 754 and 103, 3x3 265 and 178, 7x7 256 and 108,
     3x3x3 184 and 53.
     """
@@ -135,9 +151,48 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
             return Plan("shifts", "one channel per group, in the order of the axes")
         if rank > 1:
             return None
-    elif rank == 2 and single and max(*spec.lhs_dilation, *spec.rhs_dilation) == 1:
-        return None
+    elif rank == 2 and single and max(spec.rhs_dilation) == 1:
+        if max(spec.lhs_dilation) == 1 or terms > ZEROS:
+            return None
     return Plan("depthwise", "few channels per group, summed tap by tap")
+
+
+def _transformed(problem: ConvProblem, found: Plan | None) -> Plan | None:
+    """Fourier transforms, for large windows of one channel and feature in each group.
+
+    1-D of 1024 taps 7825 and 104, its kernel gradient 3814 and 118, 128 taps 4675 and
+    307, 31 taps' kernel gradient 523 and 272; 9x9 1420 and 232, 31x31 3519 and 139;
+    kernel gradients of 7x7 taps 2387 and 354, of 9x9 1909 and 224 (727 and 205 in
+    bfloat16); 5x5x5 515 and 247, its kernel gradient 212 and 243.
+    """
+    spec = problem.spec
+    images = problem.batch // spec.batch_group_count
+    single = problem.features == spec.groups and 1 in (images, problem.channels)
+    if not (single and fourier.applies(problem)) or _is_known(problem):
+        return None
+    if spec.groups * fourier.group_bytes(problem) > TRANSFORMS:
+        return None
+    three_axes = len(problem.x_spatial) == 3
+    by_taps = found is not None and found.algorithm in ("depthwise", "shifts")
+    rate = FAST if three_axes or by_taps else SLOW
+    if fourier.products(problem) / rate < START + POINT * fourier.points(problem):
+        return None
+    return Plan("fourier", "Fourier transforms, which a large window costs nothing")
+
+
+def _is_known(problem: ConvProblem) -> bool:
+    """Whether cuDNN has a kernel for it: two axes, the channels last, and few taps.
+
+    Of depthwise layers 7x7 taps take 197, of kernel gradients 5x5 65, in bfloat16 7x7
+    88; 9x9 are 10 times as slow.
+    """
+    spec = problem.spec
+    last = spec.block_axis == len(problem.x_shape) - 1
+    undilated = max(*spec.lhs_dilation, *spec.rhs_dilation) == 1
+    gradient = spec.batch_group_count > 1
+    sizes = problem.output_spatial if gradient else problem.kernel_spatial
+    side = 5 if gradient and problem.dtype.itemsize > 2 else 7
+    return len(sizes) == 2 and last and undilated and max(sizes) <= side
 
 
 def _pointwise(problem: ConvProblem) -> Plan | None:
