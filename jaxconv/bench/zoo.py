@@ -113,6 +113,20 @@ ZOO = (
           padding=(1, 1)),
     layer("keras#20471.1x1g2", 8, (64, 64), 512, 128, (1, 1), groups=2),
 )
+LARGE = (
+    layer("replknet.dw31x31", 4, (28, 28), 256, 256, (31, 31), groups=256,
+          padding=(15, 15)),
+    layer("replknet.dw13x13@7", 8, (7, 7), 1024, 1024, (13, 13), groups=1024,
+          padding=(6, 6)),
+    layer("dw9x9@28", 8, (28, 28), 192, 192, (9, 9), groups=192, padding=(4, 4)),
+    layer("hyena.k1024", 2, (4096,), 256, 256, (1024,), groups=256,
+          padding=(1023, 0)),
+    layer("conformer.dw31", 8, (512,), 256, 256, (31,), groups=256, padding=(15, 15)),
+    layer("dw7x7x7", 2, (24, 24, 24), 32, 32, (7, 7, 7), groups=32, padding=(3, 3)),
+    layer("blur21x21", 8, (256, 256), 1, 1, (21, 21), padding=(10, 10)),
+    layer("gabor15x15", 8, (128, 128), 1, 8, (15, 15), padding=(7, 7)),
+    layer("few9x9", 8, (104, 104), 5, 4, (9, 9), padding=(4, 4)),
+)
 # fmt: on
 
 
@@ -127,6 +141,7 @@ SUITES = {
     "dense": tuple(case for case in ZOO if _groups(case) == 0),
     "grouped": tuple(case for case in ZOO if _groups(case) == 1),
     "depthwise": tuple(case for case in ZOO if _groups(case) == 2),
+    "large": LARGE,
     "transposed": tuple(case for case in ZOO if max(case.lhs_dilation or (1,)) > 1),
 }
 """Layers by the name of their suite."""
