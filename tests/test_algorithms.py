@@ -118,6 +118,12 @@ TABLE = [
 ]
 
 
+GEOMETRY = (
+    *("window_strides", "padding", "lhs_dilation", "rhs_dilation"),
+    *("dimension_numbers", "feature_group_count", "batch_group_count"),
+)
+
+
 def problem_of(case, dtype=jnp.float32):
     spec = conv_spec(Caller("t"), case.x_shape, case.kernel_shape, **case.geometry)
     # A divisor of the groups, as if vmap had made so many of them.
@@ -185,7 +191,7 @@ def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, bloc
     [
         *("crop", "product", "by_image", "fold_depth", "per_group", "patches"),
         *("patches_gradient", "shifts", "depthwise", "depthwise_gradient"),
-        *("channels_last", "by_tap", "by_member", "by_output"),
+        *("channels_last", "by_tap", "by_member", "by_output", "by_groups"),
         "pointwise_groups",
     ],
 )
@@ -321,41 +327,53 @@ def test_transforms_of_many_groups_are_taken_in_blocks():
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("name", ["large", "image", "large.1d"])
-def test_transforms_of_large_windows_are_as_exact_as_sums(name, role):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["groups", "image", "1d"])
+def test_transforms_of_large_windows_are_as_exact_as_sums(name, dtype, role):
     layers = {
-        "large": layer("", 2, (24, 25), 24, 24, (15, 15), groups=24, padding=(7, 7)),
+        "groups": layer("", 2, (24, 25), 24, 24, (15, 15), groups=24, padding=(7, 7)),
         "image": layer("", 3, (40, 41), 1, 2, (17, 16), padding=(9, 3)),
-        "large.1d": layer("", 2, (900,), 16, 16, (200,), groups=16, padding=(199, 0)),
+        "1d": layer("", 2, (900,), 16, 16, (200,), groups=16, padding=(199, 0)),
     }
-    problem = problem_in(layers[name], role, jnp.float32)
-    chosen = plan(problem, "cpu")
-    assert "Fourier" in chosen.reason
-    generator = np.random.default_rng(0)
-    x, kernel = (
-        generator.normal(size=shape).astype(np.float32)
-        for shape in (problem.x_shape, problem.kernel_shape)
-    )
-    fields = (
-        *("window_strides", "padding", "lhs_dilation", "rhs_dilation"),
-        *("dimension_numbers", "feature_group_count", "batch_group_count"),
-    )
-    geometry = {field: getattr(problem.spec, field) for field in fields}
-    expected = reference_conv(x, kernel, **geometry)
-    for precision in (None, "highest"):
-        conv = functools.partial(jaxconv.lax.conv_general_dilated, precision=precision)
-        y = jax.jit(functools.partial(conv, **geometry))(x, kernel)
+    with jax.enable_x64(dtype == jnp.float64):
+        problem = problem_in(layers[name], role, dtype)
+        generator = np.random.default_rng(0)
+        x, kernel = (
+            jnp.asarray(generator.normal(size=shape), dtype)
+            for shape in (problem.x_shape, problem.kernel_shape)
+        )
+        y = fourier.run(problem, x, kernel, directly)
+        assert y.dtype == dtype
+        geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
+        expected = reference_conv(
+            np.asarray(x, np.float64), np.asarray(kernel, np.float64), **geometry
+        )
         terms = problem.channels * int(np.prod(problem.kernel_spatial))
-        assert error_units(y, expected, np.float32, terms) < 1
+        assert error_units(y, expected, dtype, terms) < 1
+
+
+def test_transforms_that_take_much_memory_are_of_some_images_or_none():
+    images = layer("", 8, (256, 256), 1, 16, (21, 21), padding=(10, 10))
+    image = layer("", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10))
+
+    def planned(case, role):
+        problem = problem_in(case, role, jnp.float32)
+        return plan(problem, "cpu", processor=Processor.WIDE_AMD)
+
+    for role in ROLES[:2]:
+        chosen = planned(images, role)
+        assert (chosen.algorithm, "transforms" in chosen.reason) == ("by_image", True)
+    for case, role in ((images, ROLES[2]), *((image, role) for role in ROLES)):
+        assert "transforms" not in planned(case, role).reason
 
 
 def test_the_highest_precision_is_left_to_sums():
     highest = (lax.Precision.HIGHEST,) * 2
     for platform in ("cpu", "gpu"):
         problem = problem_in(LAYERS["large"], "forward", jnp.float32)
-        assert "Fourier" in plan(problem, platform).reason
+        assert "transforms" in plan(problem, platform).reason
         problem = dataclasses.replace(problem, precision=highest)
-        assert "Fourier" not in plan(problem, platform).reason
+        assert "transforms" not in plan(problem, platform).reason
 
 
 def test_few_outputs_of_many_weights_are_single_products():
@@ -538,8 +556,8 @@ def test_what_was_measured_to_be_fast_is_planned(
             if OWN < 1 and role == "kernel_gradient" and name in ("strided", "stem"):
                 continue  # those of older versions are as fast on some processors
             fast = "channels_last" if own and name in WELL_RUN else algorithm
-            if name == "multiplier.3d" and role == "kernel_gradient" and not own:
-                fast = "by_groups"  # of transforms, where products are slower
+            if name == "multiplier.3d" and not own and role == "kernel_gradient":
+                continue  # by estimates that were not measured on other processors
             chosen = plan(problem, "cpu", processor=kind).algorithm
             assert chosen == fast, (role, kind)
         # What XLA partitions by itself is left to it, and so are other platforms.
@@ -580,6 +598,10 @@ GPU = {
                  "fourier", "fourier", "fourier"),
     "2d.large": (layer("", 8, (28, 28), 32, 32, (13, 13), groups=32, padding=(6, 6)),
                  "fourier", "fourier", "fourier"),
+    "2d.known": (layer("", 8, (28, 28), 96, 96, (7, 7), groups=96, padding=(3, 3)),
+                 "direct", "direct", "fourier"),
+    "2d.image": (layer("", 4, (300, 300), 1, 1, (5, 5), padding=(2, 2)),
+                 "direct", "direct", "direct"),
     # Larger windows than outputs, and no kernel gradients.
     "1d.patch": (layer("", 2, (12,), 4, 4, (8,), strides=4),
                  "direct", "subpixel", "direct"),
@@ -625,13 +647,7 @@ def test_plans_on_gpus_equal_the_reference(role, integers):
         x, kernel = integers(*problem.x_shape), integers(*problem.kernel_shape)
         run = jax.jit(functools.partial(by_plan_on_gpus, problem.spec))
         y = np.rint(run(x.astype(np.float32), kernel.astype(np.float32)))
-        geometry = {
-            field: getattr(problem.spec, field)
-            for field in (
-                *("window_strides", "padding", "lhs_dilation", "rhs_dilation"),
-                *("dimension_numbers", "feature_group_count", "batch_group_count"),
-            )
-        }
+        geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
         expected = reference_conv(x, kernel, **geometry)
         np.testing.assert_array_equal(y, expected, err_msg=case.name)
 

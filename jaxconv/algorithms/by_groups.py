@@ -4,10 +4,11 @@ The groups are convolutions of their own, so that some may be taken after the ot
 a loop whose body is a convolution in fewer groups. Their channels and features stand
 side by side in x, the kernel and y.
 
-Applies to several groups of either kind. Costs nothing but the loop, and bounds the
-memory of transforms, which are many times the layer's own: 31x31 taps, 8 images of
-28x28, 256 channels take 17 ms and 33 MB at once, 9.8 ms and 2 MB in blocks (2 cores of
-an AMD EPYC, jax 0.12.0.1, float32).
+Applies to several groups of either kind. Blocks are such that the Fourier transforms of
+one stay in the cache, which are many times as large as the layer's own arrays: 31x31
+taps, 8 images of 28x28, 256 channels take 17 ms and 33 MB at once, 9.8 ms and 2 MB in
+blocks (2 cores of an AMD EPYC, jax 0.12.0.1, float32). Costs the loop, and some groups
+twice where their number has no fitting divisor.
 """
 
 import dataclasses

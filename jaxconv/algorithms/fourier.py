@@ -1,15 +1,15 @@
-"""A convolution as a product of Fourier transforms, whatever the size of its window.
+"""A convolution as a product of Fourier transforms (FFT), whatever its window's size.
 
-With F the discrete transform over S points, and windows that go on at the beginning
-when they reach the end,
+With F the discrete transform over S points, a circular correlation, whose windows go on
+at the beginning where they reach the end, is a product at each frequency:
 
     Σ_t x̃[(q + t) mod S] · k[t] = F⁻¹(F x̃ · conj(F k))[q],
 
-the convolution theorem, of which each s-th q is an output. x̃ is x after its p zeros,
-and before enough for p' zeros after it: windows that go on at the beginning read the
-first p zeros once more, so that S ≥ I + max(p, p') is enough, if no output lies beyond;
-taps that do are taps of zeros alone. The channels of a group are added up before they
-are transformed back, some at a time.
+the convolution theorem. Each s-th q is an output. x̃ has its p zeros before x, and so
+many after it that windows which go on at the beginning read zeros there: S is L·(I − 1)
++ 1 + max(p, p') for p' zeros behind x, or at least the outputs. Taps at S and beyond
+meet zeros alone, and are cut off. The channels of a group are added up before they are
+transformed back, some at a time.
 
 Applies to real floats and one to three axes, unless the highest precision is asked for:
 sums are rounded with respect to the largest entry of an image, and what is not finite
@@ -26,6 +26,7 @@ float32, ms by sums and by transforms in blocks of groups, forward and kernel gr
     9x9 taps, 8 images of 104x104, 5 channels, 4 features     5.6 and 1.3, 3.7 and 1.2
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -75,29 +76,34 @@ def cost(problem: ConvProblem) -> float:
     Fitted to 500 random layers of 1 to 512 channels and features, on 2 cores of an AMD
     EPYC with AVX-512, jax 0.12.0.1, float32: most take 0.7 to 1.4 times as long.
     """
-    points, pairs = _points(problem), problem.channels * _results(problem)
-    each = 3.5e-11 * math.log2(points) + 7e-10
-    transformed = each * _transforms(problem, problem.channels)
-    return 6.3e-5 + problem.spec.groups * points * (transformed + 1.4e-10 * pairs)
+    size, pairs = _points(problem), problem.channels * _results(problem)
+    transformed = (3.5e-11 * math.log2(size) + 7e-10) * points(problem)
+    multiplied = 1.4e-10 * pairs * problem.spec.groups * size
+    each_axis = 0.6 + 0.25 * len(problem.x_spatial)
+    width = accumulator(problem).itemsize / 4
+    return 6.3e-5 + width * each_axis * (transformed + multiplied)
 
 
 def products(problem: ConvProblem) -> float:
     """Products that sums need: of what each output reads, for each of its channels."""
-    products: float = problem.channels * math.prod(problem.output_shape)
+    count: float = problem.channels * math.prod(problem.output_shape)
     for axis in axes_of(problem):
-        products *= min(axis.taps / axis.lhs_dilation, axis.size)
-    return products
+        count *= min(axis.taps / axis.lhs_dilation, axis.size)
+    return count
 
 
 def points(problem: ConvProblem) -> int:
     """Points of all transforms together."""
-    each = _points(problem) * _transforms(problem, problem.channels)
-    return problem.spec.groups * each
+    spec, results = problem.spec, _results(problem)
+    images, features = problem.batch // spec.batch_group_count, problem.features
+    others = images + features // spec.groups
+    return spec.groups * _points(problem) * (problem.channels * others + results)
 
 
 def group_bytes(problem: ConvProblem) -> int:
     """Bytes of the transforms of one group that are taken at a time."""
-    return _bytes(problem, blocks_of(problem.channels, _at_once(problem))[1])
+    results, each = _bytes(problem)
+    return results + each * blocks_of(problem.channels, _at_once(problem))[1]
 
 
 def run(
@@ -109,7 +115,7 @@ def run(
     x = _divided(x, spec.block_axis, spec.groups, x_axes)  # [N, G, C, *I]
     k_axes = (in_feature, feature, *taps)
     kernel = _divided(kernel, feature, spec.groups, k_axes)  # [C, G, m, *K]
-    points = tuple(_size(axis) for axis in axes)
+    sizes = tuple(_size(axis) for axis in axes)
     count, size = blocks_of(problem.channels, _at_once(problem))
 
     def transformed(
@@ -117,10 +123,10 @@ def run(
     ) -> jax.Array:
         edges = [
             (low, S - low - dilated(n, step), step - 1)
-            for low, S, n, step in zip(lows, points, a.shape[3:], steps, strict=True)
+            for low, S, n, step in zip(lows, sizes, a.shape[3:], steps, strict=True)
         ]
         padded = spread(a.astype(sums), [(0, 0, 0)] * 3 + edges)
-        return lax.fft(padded, lax.FftType.RFFT, points)
+        return lax.fft(padded, lax.FftType.RFFT, sizes)
 
     def product(index: Index) -> jax.Array:
         start, _, new = block(index, count, size, problem.channels)
@@ -134,10 +140,10 @@ def run(
     if count == 1:
         Y = product(np.int32(0))
     else:
-        shape = (len(x), *kernel.shape[1:3], *points[:-1], points[-1] // 2 + 1)
+        shape = (len(x), *kernel.shape[1:3], *sizes[:-1], sizes[-1] // 2 + 1)
         start = zeros(shape, np.result_type(sums, np.complex64), x)
         Y = loop(count, lambda index, Y: Y + product(index), start)
-    y = lax.fft(Y, lax.FftType.IRFFT, points)
+    y = lax.fft(Y, lax.FftType.IRFFT, sizes)
     places = range(3, y.ndim)
     y = every(y, places, [0 for _ in axes], problem.output_spatial, spec.window_strides)
     y = y.reshape(len(y), problem.features, *problem.output_spatial)
@@ -165,21 +171,27 @@ def _size(axis: Axis) -> int:
     entries = dilated(axis.size, axis.lhs_dilation)
     after = axis.reach - axis.low - entries
     outputs = axis.stride * (axis.outputs - 1) + 1
-    least = max(entries + max(axis.low, after), outputs)
-    return next(number for number in itertools.count(least) if _is_smooth(number))
+    # No window goes on at the beginning where S is all that they span.
+    return _smooth(max(min(entries + max(axis.low, after), axis.reach), outputs))
 
 
-def _is_smooth(number: int) -> bool:
-    """Whether no factor is above 7.
+@functools.cache
+def _smooth(least: int) -> int:
+    """The next number with no factor above 7, or one little further on if it is large.
 
     Example:
-      >>> [number for number in range(1, 20) if not _is_smooth(number)]
-      [11, 13, 17, 19]
+      >>> [_smooth(number) for number in (9, 11, 121)]
+      [9, 12, 125]
     """
-    for factor in (2, 3, 5, 7):
-        while number % factor == 0:
-            number //= factor
-    return number == 1
+    step = 1 << max(least.bit_length() - 12, 0)
+    for quotient in itertools.count(-(-least // step)):
+        rest = quotient
+        for factor in (2, 3, 5, 7):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return quotient * step
+    raise AssertionError("there is a power of two")
 
 
 def _points(problem: ConvProblem) -> int:
@@ -193,20 +205,14 @@ def _results(problem: ConvProblem) -> int:
     return problem.batch // spec.batch_group_count * problem.features // spec.groups
 
 
-def _transforms(problem: ConvProblem, channels: int) -> int:
-    """Images, filters and results of so many channels of one group."""
-    spec = problem.spec
+def _bytes(problem: ConvProblem) -> tuple[int, int]:
+    """Bytes of one group's results, and of the images and filters of one channel."""
+    spec, size = problem.spec, _points(problem) * accumulator(problem).itemsize
     images, features = problem.batch // spec.batch_group_count, problem.features
-    return channels * (images + features // spec.groups) + _results(problem)
-
-
-def _bytes(problem: ConvProblem, channels: int) -> int:
-    """Bytes of the transforms for so many channels of one group."""
-    size = _points(problem) * accumulator(problem).itemsize
-    return _transforms(problem, channels) * size
+    return size * _results(problem), size * (images + features // spec.groups)
 
 
 def _at_once(problem: ConvProblem) -> int:
     """Channels that are added up at a time."""
-    rest = BLOCK - _bytes(problem, 0)
-    return max(min(SUM, rest // (_bytes(problem, 1) - _bytes(problem, 0))), 1)
+    results, each = _bytes(problem)
+    return max(min(SUM, (BLOCK - results) // each), 1)

@@ -20,7 +20,7 @@ class Plan(NamedTuple):
     Attributes:
       algorithm: a key of `jaxconv.algorithms.ALGORITHMS`.
       reason: one sentence.
-      seconds: what it takes, as estimated; None where nothing was fitted.
+      seconds: the estimate that it was chosen by; None where there was none.
     """
 
     algorithm: str

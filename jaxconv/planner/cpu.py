@@ -170,7 +170,7 @@ with AVX-512).
 """
 
 WORTH = 0.75
-"""How much of the time of sums transforms may take, as rounding differs."""
+"""How much of the time of sums transforms may take, whose rounding is another one."""
 
 UNMEASURED = 3
 """How much longer transforms may take on processors where they were not measured."""
@@ -476,12 +476,12 @@ def _transformed(
     takes 1.06 times as long as the better of sums and transforms, and 2.1 times without
     transforms (AMD EPYC with AVX-512). jax 0.10.2 has the same transforms.
     """
-    algorithm, count, one = "fourier", 1, problem
     if not fourier.applies(problem):
         return None
+    algorithm, count, one = "fourier", 1, problem
     if by_image.applies(problem) and not _fits(problem):
         algorithm, (count, one) = "by_image", by_image.of_block(problem)
-    elif by_groups.applies(problem):
+    elif by_groups.applies(problem) and by_groups.of_block(problem)[0] > 1:
         algorithm, (count, one) = "by_groups", by_groups.of_block(problem)
     if not _fits(one):
         return None
@@ -495,14 +495,19 @@ def _transformed(
         sums = CALL + pairs * _sums(problem)
     if seconds >= WORTH * sums:
         return None
+    if count > 1:
+        inner = rule(one, processor)  # a block is planned in turn
+        if inner is None or inner.algorithm not in ("fourier", "by_groups"):
+            return None
     told = f"{1e3 * seconds:.3g} ms as estimated, and by sums {1e3 * sums:.3g} ms"
-    known = algorithm if count > 1 else "fourier"
-    return Plan(known, f"a large window, by Fourier transforms {told}", seconds)
+    return Plan(algorithm, f"a window of many taps, by transforms {told}", seconds)
 
 
 def _fits(problem: ConvProblem) -> bool:
-    """Whether the transforms of one group take little more than a block of them."""
-    return fourier.group_bytes(problem) <= 2 * fourier.BLOCK
+    """Whether transforms of a block, and copies of all operands, are of a few MB."""
+    block = max(fourier.group_bytes(problem), fourier.BLOCK)
+    entries = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
+    return block + entries * problem.dtype.itemsize <= 3 * fourier.BLOCK
 
 
 def _sums(problem: ConvProblem) -> float:
@@ -605,7 +610,7 @@ def _dense(problem: ConvProblem) -> Plan | None:
     steps = max(spec.rhs_dilation, default=1)
     if problem.channels == 1 and steps == 1 and pad.applies(problem):
         costs["pad"] = PADDED * own
-    return cheapest({"direct": own, **costs}) if costs else None
+    return cheapest({"direct": own, **costs})
 
 
 def _is_exchanged(problem: ConvProblem) -> bool:

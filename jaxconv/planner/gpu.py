@@ -50,7 +50,7 @@ Measured were 0.2 to 0.5 and 0.9 to 2.5 million million.
 """
 
 START, POINT, TRANSFORMS = 6e-5, 1.3e-11, 1 << 30
-"""Seconds of transforms, and for each point of them; bytes that they may take."""
+"""Seconds of transforms, and for each point; bytes of them, some copies apart."""
 
 
 def many_axes(problem: ConvProblem) -> Plan | None:
@@ -135,9 +135,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     422. One axis of 4 taps 625 and 56, of 31 1309 and 149, 3 taps with dilation 16 1366
     and 40; 3x3x3 208 and 84; 3x3 with dilation 2 1215 and 116, with two features each
     1012 and 176, with zeros in the input 164 and 118, but 5x5 128 and 224. With the
-    channels first, of which
-    `shifts` transposes nothing, 5 taps 754 and 103, 3x3 265 and 178, 7x7 256 and 108,
-    3x3x3 184 and 53.
+    channels first, of which `shifts` transposes nothing, 5 taps 754 and 103, 3x3 265
+    and 178, 7x7 256 and 108, 3x3x3 184 and 53.
     """
     spec, rank = problem.spec, len(problem.x_spatial)
     terms = math.prod(problem.kernel_spatial)
@@ -161,20 +160,22 @@ def _transformed(problem: ConvProblem, found: Plan | None) -> Plan | None:
     """Fourier transforms, for large windows of one channel and feature in each group.
 
     1-D of 1024 taps 7825 and 104, its kernel gradient 3814 and 118, 128 taps 4675 and
-    307, 31 taps' kernel gradient 523 and 272; 9x9 1420 and 232, 31x31 3519 and 139;
-    kernel gradients of 7x7 taps 2387 and 354, of 9x9 1909 and 224 (727 and 205 in
-    bfloat16); 5x5x5 515 and 247, its kernel gradient 212 and 243.
+    307, 31 taps' kernel gradient 505 and 273; with the channels last 9x9 1420 and 232,
+    31x31 3519 and 139, kernel gradients of 7x7 taps 2529 and 356, of 9x9 1909 and 224
+    (727 and 205 in bfloat16); 5x5x5 515 and 247. Kernel gradients of 5x5x5 taps take
+    both 0.7 to 1.1 times as long. One image of one channel, 21x21 taps, 322 and 118.
     """
-    spec = problem.spec
+    spec, three_axes = problem.spec, len(problem.x_spatial) == 3
     images = problem.batch // spec.batch_group_count
     single = problem.features == spec.groups and 1 in (images, problem.channels)
     if not (single and fourier.applies(problem)) or _is_known(problem):
         return None
+    if problem.dtype.itemsize > 4 or (spec.batch_group_count > 1 and three_axes):
+        return None
     if spec.groups * fourier.group_bytes(problem) > TRANSFORMS:
         return None
-    three_axes = len(problem.x_spatial) == 3
     by_taps = found is not None and found.algorithm in ("depthwise", "shifts")
-    rate = FAST if three_axes or by_taps else SLOW
+    rate = FAST if three_axes or by_taps or spec.groups == 1 else SLOW
     if fourier.products(problem) / rate < START + POINT * fourier.points(problem):
         return None
     return Plan("fourier", "Fourier transforms, which a large window costs nothing")
