@@ -147,9 +147,7 @@ def run(
     places = range(3, y.ndim)
     y = every(y, places, [0 for _ in axes], problem.output_spatial, spec.window_strides)
     y = y.reshape(len(y), problem.features, *problem.output_spatial)
-    return y.astype(problem.output_dtype).transpose(
-        np.argsort(spec.dimension_numbers.out_spec)
-    )
+    return spec.laid_out(jnp.moveaxis(y.astype(problem.output_dtype), 1, -1))
 
 
 def _divided(a: jax.Array, place: int, groups: int, axes: Sequence[int]) -> jax.Array:
