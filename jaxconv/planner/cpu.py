@@ -479,11 +479,12 @@ def _transformed(
     if not fourier.applies(problem):
         return None
     algorithm, count, one = "fourier", 1, problem
-    if by_image.applies(problem) and not _fits(problem):
+    if by_groups.applies(problem):
+        count, one = by_groups.of_block(problem)
+        algorithm = "by_groups" if count > 1 else "fourier"
+    if by_image.applies(problem) and not _fits(one):
         algorithm, (count, one) = "by_image", by_image.of_block(problem)
-    elif by_groups.applies(problem) and by_groups.of_block(problem)[0] > 1:
-        algorithm, (count, one) = "by_groups", by_groups.of_block(problem)
-    if not _fits(one):
+    if count == 1 and not _fits(one):
         return None
     seconds = count * fourier.cost(one)
     if processor is not Processor.WIDE_AMD:
