@@ -183,6 +183,22 @@ class ConvProblem:
         pair = isinstance(self.precision, tuple)  # of x and of the kernel
         return self.precision[::-1] if pair else self.precision
 
+    def of_groups(self, groups: int) -> "ConvProblem":
+        """The problem of so many of the groups, none of them members any more."""
+        spec = self.spec
+        x_shape, kernel_shape = list(self.x_shape), list(self.kernel_shape)
+        for shape, axis in (
+            (x_shape, spec.block_axis),
+            (kernel_shape, spec.dimension_numbers.rhs_spec[0]),
+        ):
+            shape[axis] = shape[axis] // spec.groups * groups
+        return dataclasses.replace(
+            self,
+            spec=spec.regrouped(groups, 1),
+            x_shape=tuple(x_shape),
+            kernel_shape=tuple(kernel_shape),
+        )
+
     @property
     def is_static(self) -> bool:
         """Whether all sizes are ints: a symbolic dimension cannot be planned."""

@@ -646,7 +646,10 @@ def test_plans_on_gpus_equal_the_reference(role, integers):
             continue
         x, kernel = integers(*problem.x_shape), integers(*problem.kernel_shape)
         run = jax.jit(functools.partial(by_plan_on_gpus, problem.spec))
-        y = np.rint(run(x.astype(np.float32), kernel.astype(np.float32)))
+        y = np.asarray(run(x.astype(np.float32), kernel.astype(np.float32)))
+        if plan(problem, "gpu").algorithm == "fourier":  # which rounds
+            np.testing.assert_allclose(y, np.rint(y), atol=1e-2)
+            y = np.rint(y)
         geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
         expected = reference_conv(x, kernel, **geometry)
         np.testing.assert_array_equal(y, expected, err_msg=case.name)

@@ -11,7 +11,6 @@ blocks (2 cores of an AMD EPYC, jax 0.12.0.1, float32). Costs the loop, and some
 twice where their number has no fitting divisor.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -29,20 +28,9 @@ def applies(problem: ConvProblem) -> bool:
 
 def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
     """How many blocks there are, and the problem of one."""
-    spec, G = problem.spec, problem.spec.groups
-    count, size = blocks_of(G, max(fourier.BLOCK // fourier.group_bytes(problem), 1))
-    x_shape, kernel_shape = list(problem.x_shape), list(problem.kernel_shape)
-    for shape, axis in (
-        (x_shape, spec.block_axis),
-        (kernel_shape, spec.dimension_numbers.rhs_spec[0]),
-    ):
-        shape[axis] = shape[axis] // G * size
-    return count, dataclasses.replace(
-        problem,
-        spec=spec.regrouped(size, 1),
-        x_shape=tuple(x_shape),
-        kernel_shape=tuple(kernel_shape),
-    )
+    most = max(fourier.BLOCK // fourier.group_bytes(problem), 1)
+    count, size = blocks_of(problem.spec.groups, most)
+    return count, problem.of_groups(size)
 
 
 def run(

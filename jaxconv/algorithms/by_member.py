@@ -17,7 +17,6 @@ Milliseconds on 2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1, float32, for 
     gradients of 32 single images   XLA:CPU 14, by patches of entries 6.5, by member 4.8
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -44,16 +43,7 @@ def applies(problem: ConvProblem) -> bool:
 
 def single(problem: ConvProblem) -> ConvProblem:
     """The problem of one member."""
-    spec, members = problem.spec, problem.spec.members
-    x_shape, kernel_shape = list(problem.x_shape), list(problem.kernel_shape)
-    x_shape[spec.block_axis] //= members
-    kernel_shape[spec.dimension_numbers.rhs_spec[0]] //= members
-    return dataclasses.replace(
-        problem,
-        spec=spec.regrouped(spec.groups // members, 1),
-        x_shape=tuple(x_shape),
-        kernel_shape=tuple(kernel_shape),
-    )
+    return problem.of_groups(problem.spec.groups // problem.spec.members)
 
 
 def gradients_cost(problem: ConvProblem, processor: Processor) -> float:
