@@ -421,8 +421,10 @@ def _dilated(problem: ConvProblem) -> Plan | None:
         costs |= _added_up(problem)
     if not costs:
         return Plan("subpixel", "XLA:CPU multiplies by the zeros of a dilated input")
-    if subpixel.weights(problem) * problem.dtype.itemsize <= by_image.BLOCK:
-        costs["subpixel"] = subpixel.cost(problem)  # else a large copy of the kernel
+    # A large copy of the kernel is worth its memory where XLA has no routine.
+    small = subpixel.weights(problem) * problem.dtype.itemsize <= by_image.BLOCK
+    if small or pad.is_exchanged(problem):
+        costs["subpixel"] = subpixel.cost(problem)
     return cheapest(costs)
 
 
