@@ -105,12 +105,22 @@ does not apply in 27 of the 36 with so few pairs, up to 30 times as fast as the 
 before (AMD EPYC with AVX-512).
 """
 
-SHORT = 64
-"""Terms up to which patches of strided layers with three axes are few enough to copy.
+PAIRS_DENSE = 256
+"""Channels times features up to which a stencil of more than a few may be the faster.
 
-Of 44 random ones, four had up to two channels and 3x3x3 taps: 1.3 to 2.2 times as fast
-as slice by slice, 1.2 to 1.5 times as by a stencil. With more channels either may be
-faster (AMD EPYC with AVX-512).
+Of 92 random layers of one or two axes it was so for 20, all of which have at most four
+channels or so few pairs; with more, it was thought to be in four and took 1.6 to 3.7
+times as long (AMD EPYC with AVX-512).
+"""
+
+SHORT = 64
+"""Terms up to which patches of layers with three axes are few enough to copy.
+
+Of 44 random strided ones, four had up to two channels and 3x3x3 taps: 1.3 to 2.2 times
+as fast as slice by slice, 1.2 to 1.5 times as by a stencil. With more channels either
+may be faster. Over 45 random ones of many more features than channels the choice takes
+1.08 times as long as the best, and 1.26 where patches are not asked for (AMD EPYC with
+AVX-512).
 """
 
 WIDENED = 16
@@ -560,9 +570,10 @@ def _deep(problem: ConvProblem) -> Plan | None:
             costs["stencil"] = stencil.cost(problem)
         terms = problem.channels * math.prod(problem.kernel_spatial)
         strided = not loops and max(problem.spec.window_strides) > 1
-        if strided and terms <= SHORT and patches.applies(problem):
-            costs["patches"] = patches.dense_cost(problem)
         wide = problem.features >= WIDENED * problem.channels
+        short = terms <= SHORT and (strided or (wide and costs))
+        if short and patches.applies(problem):
+            costs["patches"] = patches.dense_cost(problem)
         if not (loops or wide) and overlap_slices.applies(problem):
             costs["overlap_slices"] = overlap_slices.cost(problem)
         if costs:
@@ -604,7 +615,9 @@ def _dense(problem: ConvProblem) -> Plan | None:
     costs = _added_up(problem)
     if "overlap_add" in costs and not overlap_add.as_it_lies(problem):
         costs["overlap_add"] *= COPIED
-    if stencil.applies(problem):
+    pairs = problem.channels * problem.features
+    few = problem.channels <= SMALL or pairs <= PAIRS_DENSE
+    if few and stencil.applies(problem):
         costs["stencil"] = stencil.cost(problem) / NEARLY
     rows = problem.batch * math.prod(problem.output_spatial)
     if rows <= ROWS and weights >= MANY_WEIGHTS and patches.applies(problem):
