@@ -33,8 +33,13 @@ def applies(problem: ConvProblem) -> bool:
 
 
 def image_bytes(problem: ConvProblem) -> int:
-    """Bytes of one image of x or of y, whichever is larger."""
-    entries = max(math.prod(problem.x_shape), math.prod(problem.output_shape))
+    """Bytes of one image of x or of y, whichever is larger.
+
+    Of x as it is copied for depthwise layers, each channel for each of its features.
+    """
+    depthwise = problem.spec.groups > 1 and problem.channels == 1
+    copies = problem.features // problem.spec.groups if depthwise else 1
+    entries = max(copies * math.prod(problem.x_shape), math.prod(problem.output_shape))
     return entries // problem.batch * problem.dtype.itemsize
 
 

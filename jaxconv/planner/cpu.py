@@ -462,10 +462,11 @@ def _in_memory(problem: ConvProblem, chosen: Plan) -> Plan:
     """
     phases, G = chosen.algorithm == "subpixel", problem.spec.groups
     copies = phases or max(problem.channels, problem.features // G) > 1
-    size = math.prod(problem.output_shape) * problem.dtype.itemsize
-    if not phases:
-        size = by_image.image_bytes(problem) * problem.batch
-    large = 2 * size > 3 * by_image.BLOCK  # so that a block is not divided again
+    sizes = math.prod(problem.output_shape), math.prod(problem.x_shape)
+    size = (sizes[0] if phases else max(sizes)) * problem.dtype.itemsize
+    copied = 0 if phases else by_image.image_bytes(problem) * problem.batch
+    # Half as much again, so that a block is not divided again.
+    large = 2 * size > 3 * by_image.BLOCK or copied > depthwise.NEW
     if not copies or not large:
         return chosen
     reason = f"bounds the memory of {chosen.algorithm}"
