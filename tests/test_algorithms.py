@@ -501,8 +501,25 @@ LAYERS = {
                       padding=(2, 2)),
     "3d.one": layer("", 1, (64, 64, 32), 1, 64, (3, 3, 3), strides=2,
                     padding=(1, 1)),
+    "3d.wide": layer("", 2, (14, 14, 14), 4, 128, (2, 2, 2), padding=(1, 1)),
+    "multiplier.s3": layer("", 64, (36, 35), 8, 64, (5, 5), strides=3, groups=8,
+                           padding=(2, 2)),
+    "multiplier.rgb": layer("", 8, (56, 56), 3, 6, (5, 5), groups=3, dilation=2,
+                            padding=(4, 4)),
+    "scaled": layer("", 8, (112, 112), 8, 8, (1, 1), groups=8),
+    "grouped.1d.nchw": layer("", 64, (4001,), 4, 32, (5,), strides=2, groups=4,
+                             channels_first=True),
+    "large.transposed": layer("", 4, (7, 7), 512, 64, (9, 9), input_dilation=3,
+                              padding=(8, 6)),
 }  # fmt: skip
 WELL_RUN = ("dense", "stem", "dense.nchw")
+ESTIMATED = (
+    "depthwise.rgb",
+    "multiplier.3d",
+    "multiplier.rgb",
+    "grouped.1d.nchw",
+    "3d.wide",
+)
 
 
 @pytest.mark.parametrize(
@@ -517,7 +534,7 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("depthwise.s2", "depthwise", "depthwise", "depthwise_gradient"),
         ("depthwise.nchw", "shifts", "shifts", "depthwise_gradient"),
         ("depthwise.nchw.s2", "shifts", "by_image", "depthwise_gradient"),
-        ("depthwise.rgb", "shifts", "shifts", "direct"),
+        ("depthwise.rgb", "shifts", "shifts", "fourier"),
         ("grouped.nchw", "stencil", "by_image", "patches_gradient"),
         ("dense.nchw", "channels_last", "channels_last", "patches_gradient"),
         ("multiplier", "depthwise", "depthwise", "depthwise_gradient"),
@@ -542,6 +559,12 @@ WELL_RUN = ("dense", "stem", "dense.nchw")
         ("one.g16", "direct", "subpixel", "patches_gradient"),
         ("3d.dw5s2", "depthwise", "subpixel", "depthwise_gradient"),
         ("3d.one", "patches", "subpixel", "patches_gradient"),
+        ("3d.wide", "patches", "overlap_add", "slices_gradient"),
+        ("multiplier.s3", "by_image", "subpixel", "patches_gradient"),
+        ("multiplier.rgb", "stencil", "stencil", "fourier"),
+        ("scaled", "by_tap", "by_tap", "by_output"),
+        ("grouped.1d.nchw", "stencil", "subpixel", "by_groups"),
+        ("large.transposed", "subpixel", "patches", "swap"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(
@@ -556,7 +579,7 @@ def test_what_was_measured_to_be_fast_is_planned(
             if OWN < 1 and role == "kernel_gradient" and name in ("strided", "stem"):
                 continue  # those of older versions are as fast on some processors
             fast = "channels_last" if own and name in WELL_RUN else algorithm
-            if name == "multiplier.3d" and not own and role == "kernel_gradient":
+            if name in ESTIMATED and not own and role == "kernel_gradient":
                 continue  # by estimates that were not measured on other processors
             chosen = plan(problem, "cpu", processor=kind).algorithm
             assert chosen == fast, (role, kind)

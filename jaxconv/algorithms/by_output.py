@@ -40,6 +40,16 @@ def applies(problem: ConvProblem) -> bool:
     return depthwise_gradient.applies(problem) and single and few and undilated
 
 
+def cost(problem: ConvProblem) -> float:
+    """Seconds, about, of a single output: a read of x and of k, on a CPU.
+
+    Fitted to 21 random kernel gradients of one tap as that of `depthwise_gradient` is.
+    """
+    read = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
+    terms = math.prod(problem.kernel_shape) // problem.features
+    return 3.1e-5 + 8e-11 * read + 3.3e-10 * terms
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:

@@ -58,6 +58,25 @@ def applies(problem: ConvProblem) -> bool:
     return depthwise and countable(problem)
 
 
+def cost(problem: ConvProblem) -> float:
+    """Seconds, about: each term of each sum, where it is read, axes put in order.
+
+    Fitted to 220 random kernel gradients of 2 to 512 groups, 1 to 4 features each, one
+    to three axes, both layouts, on 2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1,
+    float32: nine tenths of them take 0.5 to 2.3 times as long.
+    """
+    x_axes, kernel_axes, _ = problem.spec.dimension_numbers
+    shapes, sums = (problem.x_shape, problem.kernel_shape), problem.output_spatial
+    seconds = math.prod((5.5e-11, *problem.kernel_shape, *sums))
+    seconds += math.prod((2e-9, *problem.kernel_shape, *sums)) / problem.features
+    last = len(x_axes) - 1
+    for shape, place in zip(shapes, (x_axes[0], kernel_axes[0]), strict=True):
+        seconds += 2.2e-10 * math.prod(shape) * (place != last)
+    if problem.features > problem.spec.batch_group_count:
+        seconds += 6e-10 * math.prod(problem.kernel_shape)
+    return 2.4e-5 + seconds
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:

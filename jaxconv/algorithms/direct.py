@@ -97,6 +97,17 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     return 7e-5 + read * rows * window + flops / rate
 
 
+def depthwise_gradient_cost(problem: ConvProblem) -> float:
+    """Seconds, about, of a depthwise kernel gradient of up to 16 groups by XLA:CPU.
+
+    With one feature each, several taps and at most two axes: of 75 random ones most
+    take 0.4 to 2.5 times as long. It adds up the images of each window at once.
+    """
+    windows = math.prod((*problem.kernel_spatial, *problem.output_spatial))
+    each = 2.3e-9 + 0.22e-9 * problem.channels
+    return 3e-5 + each * windows * problem.spec.batch_group_count
+
+
 def dense_cost(problem: ConvProblem) -> float:
     """Seconds, about, of a dense convolution in one or two dimensions.
 
