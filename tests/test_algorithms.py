@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +41,7 @@ from jaxconv.planner import plan
 from jaxconv.planner.cpu import OWN
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
-from jaxconv.testing import error_units, reference_conv
+from jaxconv.testing import draw, error_units, reference_conv
 
 DEPTHWISE = [
     layer("1d", 2, (9,), 4, 4, (3,), groups=4, padding=(2, 0), strides=2),
@@ -352,19 +353,46 @@ def test_transforms_of_large_windows_are_as_exact_as_sums(name, dtype, role):
         assert error_units(y, expected, dtype, terms) < 1
 
 
-def test_transforms_that_take_much_memory_are_of_some_images_or_none():
+def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
     images = layer("", 8, (256, 256), 1, 16, (21, 21), padding=(10, 10))
     image = layer("", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10))
+    for case, part in ((images, "by_image"), (image, "by_rows")):
+        # A kernel gradient adds up all of an image, and has nothing to be divided.
+        for role, known in zip(ROLES, (part, part, "fourier"), strict=True):
+            problem = problem_in(case, role, jnp.float32)
+            chosen = plan(problem, "cpu", processor=Processor.WIDE_AMD)
+            assert chosen.algorithm == known, role
+            assert "transforms" in chosen.reason
 
-    def planned(case, role):
-        problem = problem_in(case, role, jnp.float32)
-        return plan(problem, "cpu", processor=Processor.WIDE_AMD)
 
-    for role in ROLES[:2]:
-        chosen = planned(images, role)
-        assert (chosen.algorithm, "transforms" in chosen.reason) == ("by_image", True)
-    for case, role in ((images, ROLES[2]), *((image, role) for role in ROLES)):
-        assert "transforms" not in planned(case, role).reason
+@pytest.mark.parametrize("strides", [1, 2])
+def test_rows_of_a_large_image_are_transformed_one_block_after_the_other(
+    monkeypatch, strides
+):
+    monkeypatch.setattr(by_rows, "BLOCK", 1 << 16)
+    case = layer("", 1, (1 << 16,), 3, 2, (129,), strides=strides, padding=(100, 3))
+    problem = problem_in(case, "forward", jnp.float32)
+    x, kernel = map(
+        jnp.asarray, draw(0, np.float32, problem.x_shape, problem.kernel_shape)
+    )
+
+    def transformed(spec, x, kernel):
+        rows = ConvProblem(spec, x.shape, kernel.shape, x.dtype)
+        return fourier.run(rows, x, kernel, directly)
+
+    def temporary(run):
+        program = jax.jit(run).lower(x, kernel).compile()
+        memory = program.memory_analysis()
+        assert memory is not None
+        return program(x, kernel), memory.temp_size_in_bytes
+
+    y, of_rows = temporary(lambda x, k: by_rows.run(problem, x, k, transformed))
+    whole, at_once = temporary(lambda x, k: fourier.run(problem, x, k, directly))
+    expected = lax.conv_general_dilated(x, kernel, **case.geometry)
+    tolerance = 1e-5 * float(jnp.abs(expected).max())
+    chex.assert_trees_all_close(y, expected, atol=tolerance)
+    chex.assert_trees_all_close(whole, expected, atol=tolerance)
+    assert 2 * of_rows < at_once
 
 
 def test_the_highest_precision_is_left_to_sums():

@@ -10,9 +10,10 @@ further on: y may be taken R rows after R rows, in a loop whose body is a convol
 a slice of x, and the rows that are left over in one more.
 
 Applies without batch groups. Costs a copy of x with its zeros along the first axis, and
-bounds the temporary memory of the inner convolution, about `BLOCK` bytes of y.
+bounds the temporary memory of the inner convolution, about `BLOCK` bytes of each.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ from jaxconv.algorithms.windows import (
 from jaxconv.spec import ConvProblem, dilated
 
 BLOCK = 2 << 20
-"""Bytes of y that are taken at a time, or those of as few rows as can be."""
+"""Bytes of y, or of x, that are taken at a time, or of as few rows as can be."""
 
 
 def applies(problem: ConvProblem) -> bool:
@@ -42,18 +43,41 @@ def applies(problem: ConvProblem) -> bool:
     return axis.outputs >= 2 * axis.period
 
 
+def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
+    """How many blocks there are, with that of what is left over, and one's problem."""
+    outputs, rows = problem.output_spatial[0], _rows(problem)
+    return -(-outputs // rows), _of_rows(problem, rows)
+
+
+def _rows(problem: ConvProblem) -> int:
+    """Rows of y in a block: whole periods."""
+    axis = axes_of(problem)[0]
+    entries = max(math.prod(problem.x_shape), math.prod(problem.output_shape))
+    row = entries * problem.dtype.itemsize // axis.outputs
+    most = max(BLOCK // (row * axis.period), 1)
+    return blocks_of(axis.outputs // axis.period, most)[1] * axis.period
+
+
+def _of_rows(problem: ConvProblem, rows: int) -> ConvProblem:
+    """The problem of so many rows of y, and of the rows of x that they read."""
+    spec, axis = problem.spec, axes_of(problem)[0]
+    reach = axis._replace(outputs=rows).reach
+    low = axis.low % axis.lhs_dilation
+    entries = max((reach - 1 - low) // axis.lhs_dilation + 1, 1)
+    high = reach - low - dilated(entries, axis.lhs_dilation)
+    x_shape = list(problem.x_shape)
+    x_shape[spec.dimension_numbers.lhs_spec[2]] = entries
+    spec = spec.replace(padding=((low, high), *spec.padding[1:]))
+    return dataclasses.replace(problem, spec=spec, x_shape=tuple(x_shape))
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Convolve the blocks one after the other."""
-    spec, axis = problem.spec, axes_of(problem)[0]
-    period = axis.period
+    spec, axis, rows = problem.spec, axes_of(problem)[0], _rows(problem)
     of_x, of_y = spec.dimension_numbers.lhs_spec[2], spec.dimension_numbers.out_spec[2]
-    row = math.prod(problem.output_shape) // axis.outputs * problem.dtype.itemsize
-    units = axis.outputs // period
-    _, size = blocks_of(units, max(BLOCK // (row * period), 1))
-    count, rows = units // size, size * period
-    rest = axis.outputs - count * rows
+    count, rest = divmod(axis.outputs, rows)
 
     # Rows of x that the first and the last block begin and end with.
     begin = -(axis.low // axis.lhs_dilation)
@@ -65,13 +89,9 @@ def run(
 
     def block(start: jax.Array | int, outputs: int) -> jax.Array:
         """So many rows of y from those on that read x from `start`."""
-        reach = axis._replace(outputs=outputs).reach
-        low = axis.low % axis.lhs_dilation
-        entries = max((reach - 1 - low) // axis.lhs_dilation + 1, 1)
-        high = reach - low - dilated(entries, axis.lhs_dilation)
-        part = lax.dynamic_slice_in_dim(x, start, entries, of_x)
-        padding = ((low, high), *spec.padding[1:])
-        return conv(spec.replace(padding=padding), part, kernel)
+        one = _of_rows(problem, outputs)
+        part = lax.dynamic_slice_in_dim(x, start, one.x_shape[of_x], of_x)
+        return conv(one.spec, part, kernel)
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         part = block(np.int32(begin) + index * np.int32(step), rows)

@@ -124,6 +124,7 @@ LARGE = (
     layer("conformer.dw31", 8, (512,), 256, 256, (31,), groups=256, padding=(15, 15)),
     layer("dw7x7x7", 2, (24, 24, 24), 32, 32, (7, 7, 7), groups=32, padding=(3, 3)),
     layer("blur21x21", 8, (256, 256), 1, 1, (21, 21), padding=(10, 10)),
+    layer("psf21x21@2048", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10)),
     layer("gabor15x15", 8, (128, 128), 1, 8, (15, 15), padding=(7, 7)),
     layer("few9x9", 8, (104, 104), 5, 4, (9, 9), padding=(4, 4)),
 )

@@ -183,6 +183,12 @@ with AVX-512).
 WORTH = 0.75
 """How much of the time of sums transforms may take, whose rounding is another one."""
 
+TRANSFORMS = "fourier", "by_groups", "by_rows"
+"""Plans of a block that is transformed, or divided once more to be so."""
+
+SPLIT = 2
+"""How much longer transforms may take by rows, which overlap, to need less memory."""
+
 UNMEASURED = 3
 """How much longer transforms may take on processors where they were not measured."""
 
@@ -551,7 +557,11 @@ def _transformed(
         algorithm = "by_groups" if count > 1 else "fourier"
     if by_image.applies(problem) and not _fits(one):
         algorithm, (count, one) = "by_image", by_image.of_block(problem)
-    if count == 1 and not _fits(one):
+    if count == 1 and not _fits(one) and by_rows.applies(problem):
+        rows, part = by_rows.of_block(problem)
+        if 1 < rows < SPLIT * fourier.cost(problem) / fourier.cost(part):
+            algorithm, count, one = "by_rows", rows, part
+    if count == 1 and not _fits(one, at_most=2 * _operand_bytes(one)):
         return None
     seconds = count * fourier.cost(one)
     if processor is not Processor.WIDE_AMD:
@@ -565,17 +575,27 @@ def _transformed(
         return None
     if count > 1:
         inner = rule(one, processor)  # a block is planned in turn
-        if inner is None or inner.algorithm not in ("fourier", "by_groups"):
+        if inner is None or inner.algorithm not in TRANSFORMS:
             return None
     told = f"{1e3 * seconds:.3g} ms as estimated, and by sums {1e3 * sums:.3g} ms"
     return Plan(algorithm, f"a window of many taps, by transforms {told}", seconds)
 
 
-def _fits(problem: ConvProblem) -> bool:
-    """Whether transforms of a block, and copies of all operands, are of a few MB."""
+def _fits(problem: ConvProblem, at_most: int = 0) -> bool:
+    """Whether transforms of a block, and copies of all operands, are of a few MB.
+
+    Or the transforms are not `at_most` bytes, where nothing is to be divided: kernel
+    gradients of large images, 21x21 on one of 2048x2048 with 48 MB of them 30 ms,
+    otherwise 614 ms and 64 MB (AMD EPYC with AVX-512).
+    """
     block = max(fourier.group_bytes(problem), fourier.BLOCK)
+    return block <= max(3 * fourier.BLOCK - _operand_bytes(problem), at_most)
+
+
+def _operand_bytes(problem: ConvProblem) -> int:
+    """Bytes of x and of the kernel."""
     entries = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
-    return block + entries * problem.dtype.itemsize <= 3 * fourier.BLOCK
+    return entries * problem.dtype.itemsize
 
 
 def _sums(problem: ConvProblem) -> float:
