@@ -365,6 +365,27 @@ def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
             assert "transforms" in chosen.reason
 
 
+def test_transforms_of_a_block_are_planned_where_they_are_run_alone():
+    # A block of it is computed by rows of phases, and not by transforms.
+    case = layer("", 2, (317, 1017), 1, 16, (21, 300), input_dilation=2,
+                 padding=(10, 150))  # fmt: skip
+    problem = problem_in(case, "forward", jnp.float32)
+    assert "transforms" not in plan(problem, "cpu").reason
+
+
+def test_a_dense_layer_too_large_for_patches_is_no_depthwise_gradient():
+    large = layer("", 1, (16384, 16384), 3, 4, (3, 3), padding=(1, 1))
+    for kind in Processor:
+        problem = problem_in(large, "forward", jnp.float32)
+        assert plan(problem, "cpu", processor=kind).algorithm == "direct"
+
+
+def test_large_transposed_windows_are_not_left_to_loops():
+    case = layer("", 1, (4000,), 1, 8, (6000,), input_dilation=2,
+                 padding=(3000, 3000))  # fmt: skip
+    assert plan(problem_in(case, "forward", jnp.float32), "cpu").algorithm == "fourier"
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 def test_rows_of_a_large_image_are_transformed_one_block_after_the_other(
     monkeypatch, strides

@@ -10,7 +10,8 @@ further on: y may be taken R rows after R rows, in a loop whose body is a convol
 a slice of x, and the rows that are left over in one more.
 
 Applies without batch groups. Costs a copy of x with its zeros along the first axis, and
-bounds the temporary memory of the inner convolution, about `BLOCK` bytes of each.
+bounds the temporary memory of the inner convolution: about `BLOCK` bytes of each,
+besides the d·(K − 1) rows of x that neighbouring blocks both read.
 """
 
 import dataclasses

@@ -183,9 +183,6 @@ with AVX-512).
 WORTH = 0.75
 """How much of the time of sums transforms may take, whose rounding is another one."""
 
-TRANSFORMS = "fourier", "by_groups", "by_rows"
-"""Plans of a block that is transformed, or divided once more to be so."""
-
 SPLIT = 2
 """How much longer transforms may take by rows, which overlap, to need less memory."""
 
@@ -207,15 +204,21 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
       problem: what is to be computed, of known sizes.
       processor: whose costs count.
     """
+    found = _by_sums(problem, processor)
+    return _transformed(problem, found, processor) or found
+
+
+def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
+    """The answer of the first rule that has one, of all but transforms."""
     gradient = functools.partial(_gradient, processor=processor)
-    depthwise_gradients = functools.partial(_depthwise_gradient, processor=processor)
+    of_depthwise = functools.partial(_depthwise_gradient, processor=processor)
     members = functools.partial(_members, processor=processor)
-    few = depthwise_gradients, _depthwise, members
-    of_groups = _product, _pointwise, *few, gradient, _grouped
-    found = first((_larger_window, *of_groups, _dilated, _deep, _dense), problem)
+    small = _product, _pointwise, of_depthwise, _depthwise
+    large = members, gradient, _grouped, _dilated, _deep, _dense
+    found = first((_larger_window, *small, *large), problem)
     if found is not None and found.algorithm in ("subpixel", "depthwise"):
         found = _in_memory(problem, found)
-    return _transformed(problem, found, processor) or found
+    return found
 
 
 def partitioned(problem: ConvProblem) -> Plan | None:
@@ -300,10 +303,13 @@ def _pointwise(problem: ConvProblem) -> Plan | None:
 def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     """Whether it is one of few features for each channel, to which costs were fitted.
 
-    With 8 to 32 of them either that or a product of patches is 1.5 times as fast.
+    Not of an input with zeros, but in full vectors: sub-pixel phases are faster.
     """
-    few = problem.features <= SMALL * problem.spec.groups
-    return few and depthwise_gradient.applies(problem)
+    spec = problem.spec
+    few = problem.features <= SMALL * spec.groups
+    full = problem.features >= LANES or len(problem.x_spatial) > 2
+    known = few and (full or max(spec.lhs_dilation, default=1) == 1)
+    return spec.batch_group_count > 1 and known and depthwise_gradient.applies(problem)
 
 
 def _depthwise_gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
@@ -389,18 +395,7 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
         math.prod(sizes) for sizes in (problem.kernel_spatial, problem.output_spatial)
     )
     own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
-    costs = {}
-    if _is_depthwise_gradient(problem):
-        costs["depthwise_gradient"] = depthwise_gradient.cost(problem)
-    if by_output.applies(problem):  # one feature and image for each of the groups
-        if math.prod(problem.output_spatial) == 1:
-            costs["by_output"] = by_output.cost(problem)
-        elif (
-            spec.batch_group_count <= LANES
-            and len(problem.x_spatial) < 3
-            and _is_fast(problem.dtype)
-        ):
-            costs["direct"] = NEARLY * direct.depthwise_gradient_cost(problem)
+    costs = _of_depthwise_gradient(problem) if _is_depthwise_gradient(problem) else {}
     if not patches_gradient.applies(problem):
         return cheapest(costs) if costs else None
     if own:
@@ -410,6 +405,8 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
             return Plan("patches_gradient", "a product of strided entries")
         if _is_complex(problem.dtype) and len(problem.x_spatial) > 2:
             return Plan("patches_gradient", "XLA:CPU ends the process on some of these")
+    elif not costs and depthwise_gradient.applies(problem) and problem.features < LANES:
+        return None  # phases, for few pairs in at most two dimensions
     costs |= _by_patches(problem, processor)
     if max(spec.rhs_dilation) == 1:
         # Else the swapped input would be dilated.
@@ -422,6 +419,19 @@ def _gradient(problem: ConvProblem, processor: Processor) -> Plan | None:
     elif _is_in_a_row(problem):
         costs |= _by_blocks_of_groups(problem, processor)
     return cheapest(costs)
+
+
+def _of_depthwise_gradient(problem: ConvProblem) -> dict[str, float]:
+    """Costs of what multiplies no other pairs than those of each channel."""
+    costs = {"depthwise_gradient": depthwise_gradient.cost(problem)}
+    if not by_output.applies(problem):  # several features for each channel
+        return costs
+    few = problem.features <= LANES and len(problem.x_spatial) < 3
+    if math.prod(problem.output_spatial) == 1:
+        costs["by_output"] = by_output.cost(problem)
+    elif few and _is_fast(problem.dtype):
+        costs["direct"] = NEARLY * direct.depthwise_gradient_cost(problem)
+    return costs
 
 
 def _by_blocks_of_groups(
@@ -571,12 +581,11 @@ def _transformed(
         # Batch groups XLA:CPU expands, to compute all pairs of them.
         pairs = 1 if found else problem.spec.batch_group_count
         sums = CALL + pairs * _sums(problem)
+    if count > 1 and seconds < WORTH * sums:  # a block may be divided in turn
+        inner = _transformed(one, _by_sums(one, processor), processor)
+        seconds = math.inf if inner is None else count * (inner.seconds or 0)
     if seconds >= WORTH * sums:
         return None
-    if count > 1:
-        inner = rule(one, processor)  # a block is planned in turn
-        if inner is None or inner.algorithm not in TRANSFORMS:
-            return None
     told = f"{1e3 * seconds:.3g} ms as estimated, and by sums {1e3 * sums:.3g} ms"
     return Plan(algorithm, f"a window of many taps, by transforms {told}", seconds)
 
@@ -584,9 +593,9 @@ def _transformed(
 def _fits(problem: ConvProblem, at_most: int = 0) -> bool:
     """Whether transforms of a block, and copies of all operands, are of a few MB.
 
-    Or the transforms are not `at_most` bytes, where nothing is to be divided: kernel
-    gradients of large images, 21x21 on one of 2048x2048 with 48 MB of them 30 ms,
-    otherwise 614 ms and 64 MB (AMD EPYC with AVX-512).
+    Or transforms alone of no more than `at_most` bytes, where nothing is to be divided:
+    kernel gradients of large images, 21x21 on one of 2048x2048 with 48 MB of them 30
+    ms, otherwise 614 ms and 64 MB (AMD EPYC with AVX-512).
     """
     block = max(fourier.group_bytes(problem), fourier.BLOCK)
     return block <= max(3 * fourier.BLOCK - _operand_bytes(problem), at_most)
