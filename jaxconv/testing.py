@@ -290,7 +290,7 @@ def error_units(got: Any, reference: Any, dtype: Any, terms: int) -> float:
       terms: length of the sum behind each entry.
 
     Returns:
-      The error, ≥ 0; infinite where shapes differ, or for a NaN.
+      The error, ≥ 0; infinite where shapes differ, or where either is not finite.
 
     Example:
       >>> error_units(np.array([1.0]), np.array([1.0]), np.float32, 9)
@@ -301,9 +301,9 @@ def error_units(got: Any, reference: Any, dtype: Any, terms: int) -> float:
         return math.inf
     if got.size == 0:
         return 0.0
-    worst = np.abs(got - reference).max()
-    if np.isnan(worst):
+    if not (np.isfinite(got).all() and np.isfinite(reference).all()):
         return math.inf
+    worst = np.abs(got - reference).max()
     if jnp.issubdtype(dtype, jnp.integer):
         return float(worst)
     unit = float(jnp.finfo(dtype).eps) * math.sqrt(max(terms, 1))

@@ -73,6 +73,9 @@ def test_units_of_error():
     got = np.array([1.0, 4.0 + 3 * 4 * 5 * eps])
     assert error_units(got, reference, np.float32, 25) == pytest.approx(3, rel=1e-6)
     assert error_units(np.array([1.0, np.nan]), reference, np.float32, 1) == np.inf
+    infinite = np.array([np.inf, 1.0])  # what stock may read out of bounds
+    assert error_units(np.ones(2), infinite, np.float32, 1) == np.inf
+    assert error_units(infinite, infinite, np.float32, 1) == np.inf
     assert error_units(np.ones(3), reference, np.float32, 1) == np.inf
     assert error_units(np.zeros(2), np.zeros(2), np.float32, 1) == 0
     assert error_units(np.ones(2), np.zeros(2), np.float32, 1) == np.inf
