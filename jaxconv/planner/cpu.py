@@ -583,7 +583,9 @@ def _transformed(
         sums = CALL + pairs * _sums(problem)
     if count > 1 and seconds < WORTH * sums:  # a block may be divided in turn
         inner = _transformed(one, _by_sums(one, processor), processor)
-        seconds = math.inf if inner is None else count * (inner.seconds or 0)
+        if inner is None or inner.seconds is None:
+            return None
+        seconds = count * inner.seconds
     if seconds >= WORTH * sums:
         return None
     told = f"{1e3 * seconds:.3g} ms as estimated, and by sums {1e3 * sums:.3g} ms"
