@@ -38,7 +38,7 @@ from jaxconv.bench import ROLES, layer
 from jaxconv.bench.regret import problem_of as problem_in
 from jaxconv.cases import CASES, random_case
 from jaxconv.planner import plan
-from jaxconv.planner.cpu import OWN
+from jaxconv.planner.cpu.gradients import OWN
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 from jaxconv.testing import draw, error_units, reference_conv

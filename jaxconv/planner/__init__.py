@@ -2,7 +2,7 @@
 
 A rule may look at geometry, dtypes and platform, never at a layer's name, and says in
 its reason why it chose. Where nothing was measured to be better the plan is `direct`,
-the program that stock JAX emits. Each platform's rules stand in a file of their own.
+the program that stock JAX emits. Each platform's rules stand apart.
 """
 
 import functools
@@ -10,6 +10,8 @@ import functools
 from jaxconv.algorithms import crop, empty
 from jaxconv.planner import cpu, gpu
 from jaxconv.planner.choice import Plan
+from jaxconv.planner.cpu.groups import partitioned
+from jaxconv.planner.cpu.routines import mended
 from jaxconv.processor import Processor, this_processor
 from jaxconv.spec import ConvProblem
 
@@ -53,7 +55,7 @@ def plan(
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
     if chosen.algorithm == "direct" and platform == "cpu" and devices == 1:
-        return cpu.mended(problem) or chosen
+        return mended(problem) or chosen
     return chosen
 
 
@@ -74,7 +76,7 @@ def _static_plan(
     if explicit or problem.out_sharding is not None:
         return Plan("direct", "explicitly sharded, by the rules of XLA's convolution")
     if devices > 1:
-        found = cpu.partitioned(problem) if platform == "cpu" else None
+        found = partitioned(problem) if platform == "cpu" else None
         return found or Plan("direct", "XLA partitions its own convolution")
     found = cpu.rule(problem, processor) if platform == "cpu" else gpu.rule(problem)
     reason = f"XLA:{platform.upper()} has a fast path, or nothing is faster"

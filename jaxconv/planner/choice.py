@@ -28,9 +28,11 @@ class Plan(NamedTuple):
     seconds: float | None = None
 
 
-def first(
-    rules: Iterable[Callable[[ConvProblem], Plan | None]], problem: ConvProblem
-) -> Plan | None:
+Rule = Callable[[ConvProblem], Plan | None]
+"""A plan of a problem, or nothing where it knows of nothing better."""
+
+
+def first(rules: Iterable[Rule], problem: ConvProblem) -> Plan | None:
     """The answer of the first rule that has one."""
     answers = (rule(problem) for rule in rules)
     return next((found for found in answers if found is not None), None)
@@ -46,3 +48,9 @@ def cheapest(costs: dict[str, float]) -> Plan:
 def is_kernel_gradient(problem: ConvProblem) -> bool:
     """Whether its channels, which are the images of the layer, stand outermost."""
     return problem.spec.dimension_numbers.lhs_spec[1] == 0
+
+
+def is_in_a_row(problem: ConvProblem) -> bool:
+    """Whether x has a spatial axis last, as it has with the channels first."""
+    x_axes = problem.spec.dimension_numbers.lhs_spec
+    return x_axes[-1] == len(x_axes) - 1

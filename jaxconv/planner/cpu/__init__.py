@@ -1,0 +1,57 @@
+"""Rules for one CPU, by what was measured there: one file for each kind of problem.
+
+Where nothing was measured to be better a rule answers nothing. Rules and costs rest on
+jax 0.12.0.1, whose fast path is YNNPACK, and were found to hold on 0.10.2, where it is
+Eigen.
+"""
+
+import functools
+
+from jaxconv.planner.choice import Plan, first
+from jaxconv.planner.cpu import (
+    deep,
+    dense,
+    depthwise,
+    dilated,
+    gradients,
+    groups,
+    memory,
+    products,
+    transforms,
+)
+from jaxconv.processor import Processor
+from jaxconv.spec import ConvProblem
+
+
+def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
+    """The answer of the first rule that has one.
+
+    Args:
+      problem: what is to be computed, of known sizes.
+      processor: whose costs count.
+    """
+    by_sums = functools.partial(_by_sums, processor=processor)
+    found = by_sums(problem)
+    return transforms.rule(problem, found, processor, by_sums) or found
+
+
+def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
+    """The answer of the first rule that has one, of all but transforms."""
+    plan = functools.partial(rule, processor=processor)
+    rules = (
+        gradients.larger_window,
+        products.dense,
+        products.grouped,
+        functools.partial(gradients.of_depthwise, processor=processor, plan=plan),
+        depthwise.rule,
+        functools.partial(groups.members, processor=processor),
+        functools.partial(gradients.rule, processor=processor, plan=plan),
+        groups.rule,
+        dilated.rule,
+        deep.rule,
+        dense.rule,
+    )
+    found = first(rules, problem)
+    if found is not None and found.algorithm in ("subpixel", "depthwise"):
+        found = memory.bounded(problem, found)
+    return found

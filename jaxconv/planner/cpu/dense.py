@@ -1,0 +1,68 @@
+"""Layers without groups, of one or two axes."""
+
+import math
+
+from jaxconv.algorithms import direct, overlap_add, pad, patches, stencil
+from jaxconv.planner.choice import Plan, cheapest, is_kernel_gradient
+from jaxconv.planner.cpu.depthwise import SMALL
+from jaxconv.planner.cpu.dilated import added_up
+from jaxconv.planner.cpu.routines import NEARLY, has_routine, is_complex
+from jaxconv.spec import ConvProblem
+
+PAIRS_DENSE = 256
+"""Channels times features up to which a stencil of more than a few may be the faster.
+
+Of 92 random layers of one or two axes it was so for 20, all of which have at most four
+channels or so few pairs; with more, it was thought to be in four and took 1.6 to 3.7
+times as long (AMD EPYC with AVX-512).
+"""
+
+
+PADDED = 0.8
+"""Time of layers of one channel with the zeros laid around it, over that without.
+
+0.71 to 0.9 by features over 100 random ones: lenet's first 5x5 0.66 and 0.42 ms. With
+more channels, or taps that are dilated, it is 1 (AMD EPYC with AVX-512). The choice for
+170 layers of one channel takes 1.07 times as long as the best, and 1.45 before.
+"""
+
+
+COPIED = 1.15
+"""What a product has to be faster by that needs a copy of the kernel in memory.
+
+It is one more loop to compile, in 70 ms where XLA's routine takes 7: 14x14 with 256
+channels takes 4.0 instead of 4.4 ms by it, and 7 MB.
+"""
+
+
+ROWS, MANY_WEIGHTS = 800, 300_000
+"""Outputs and entries of a kernel to which the dense costs were fitted."""
+
+
+def rule(problem: ConvProblem) -> Plan | None:
+    """Windows over an undilated input, without groups, in one or two dimensions.
+
+    XLA's own routine reads each entry for every tap, and orders the kernel first: with
+    many weights and few outputs, and in input gradients, other products are faster.
+    """
+    spec, weights = problem.spec, math.prod(problem.kernel_shape)
+    if spec.groups > 1 or max(spec.lhs_dilation, default=1) > 1:
+        return None
+    known = has_routine(problem) and not is_complex(problem.dtype)
+    if is_kernel_gradient(problem) or not known:
+        return None
+    costs = added_up(problem)
+    if "overlap_add" in costs and not overlap_add.as_it_lies(problem):
+        costs["overlap_add"] *= COPIED
+    pairs = problem.channels * problem.features
+    few = problem.channels <= SMALL or pairs <= PAIRS_DENSE
+    if few and stencil.applies(problem):
+        costs["stencil"] = stencil.cost(problem) / NEARLY
+    rows = problem.batch * math.prod(problem.output_spatial)
+    if rows <= ROWS and weights >= MANY_WEIGHTS and patches.applies(problem):
+        costs["patches"] = patches.dense_cost(problem)
+    own = NEARLY * direct.dense_cost(problem)
+    steps = max(spec.rhs_dilation, default=1)
+    if problem.channels == 1 and steps == 1 and pad.applies(problem):
+        costs["pad"] = PADDED * own
+    return cheapest({"direct": own, **costs})

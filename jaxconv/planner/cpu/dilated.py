@@ -1,0 +1,50 @@
+"""Zeros between the entries of the input: transposed layers, strided gradients."""
+
+from jaxconv.algorithms import by_image, direct, overlap_add, pad, subpixel
+from jaxconv.planner.choice import Plan, cheapest
+from jaxconv.planner.cpu.routines import NEARLY, is_complex, is_product_and_scatter
+from jaxconv.spec import ConvProblem
+
+BLOCKS = 1.25
+"""How much longer a product that is added up takes block by block of the images.
+
+From 1.25 to 1.5 the choices over 60 random layers are the same; with 1 they are worse.
+"""
+
+
+def rule(problem: ConvProblem) -> Plan | None:
+    """Sub-pixel phases, or a product that is added up where windows overlap.
+
+    XLA's own routine is such a product. Phases need no adding up, but multiply by the
+    zeros that fill up their windows. jax 0.10.2 gave the same order.
+    """
+    if not subpixel.applies(problem):
+        return None
+    costs = {}
+    if is_product_and_scatter(problem):
+        costs["direct"] = NEARLY * direct.scatter_cost(problem)
+    if not is_complex(problem.dtype):
+        costs |= added_up(problem)
+    if not costs:
+        return Plan("subpixel", "XLA:CPU multiplies by the zeros of a dilated input")
+    # A large copy of the kernel is worth its memory where XLA has no routine.
+    small = subpixel.weights(problem) * problem.dtype.itemsize <= by_image.BLOCK
+    if small or pad.is_exchanged(problem):
+        costs["subpixel"] = subpixel.cost(problem)
+    return cheapest(costs)
+
+
+def added_up(problem: ConvProblem) -> dict[str, float]:
+    """Costs of one product that is added up, of all images or a block at a time.
+
+    Over 60 random layers of more images than are multiplied at once, the choice takes
+    1.10 times as long as the best, and 1.27 without the blocks (AMD EPYC with AVX-512).
+    """
+    if overlap_add.applies(problem):
+        return {"overlap_add": overlap_add.cost(problem)}
+    if not by_image.applies(problem):
+        return {}
+    count, one = by_image.of_block(problem)
+    if not overlap_add.applies(one):
+        return {}
+    return {"by_image": BLOCKS * count * overlap_add.cost(one)}

@@ -1,0 +1,144 @@
+"""Kernel gradients: windows with more points than the output has."""
+
+import math
+
+import jax
+
+from jaxconv.algorithms import (
+    by_groups,
+    by_output,
+    depthwise_gradient,
+    direct,
+    patches_gradient,
+    slices_gradient,
+    swap,
+)
+from jaxconv.algorithms.windows import LANES
+from jaxconv.planner.choice import (
+    LARGER,
+    Plan,
+    Rule,
+    cheapest,
+    is_in_a_row,
+    is_kernel_gradient,
+)
+from jaxconv.planner.cpu.depthwise import SMALL
+from jaxconv.planner.cpu.routines import NEARLY, is_complex, is_fast
+from jaxconv.processor import Processor
+from jaxconv.spec import ConvProblem
+
+OWN = 0.75 if jax.__version_info__ < (0, 11) else 1.0
+"""XLA's own kernel gradients over the estimate of them, by version of jax.
+
+They were Eigen's until 0.10.2, 5.8 ms for 3x3 at 7x7 with 512 channels and features and
+patches 6.7; later YNNPACK's, 7.2 and 5.2 ms (AMD EPYC with AVX-512).
+"""
+
+
+def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
+    """Windows with more points than the output has: kernel gradients.
+
+    Which is the fastest depends on channels, features, images and cache as the costs
+    say; stock is 1.5 times faster to 20 times slower.
+    """
+    spec = problem.spec
+    taps, outputs = (
+        math.prod(sizes) for sizes in (problem.kernel_spatial, problem.output_spatial)
+    )
+    own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
+    costs = _of_depthwise_gradient(problem) if _is_depthwise_gradient(problem) else {}
+    if not patches_gradient.applies(problem):
+        return cheapest(costs) if costs else None
+    if own:
+        if outputs >= (16 * taps if is_kernel_gradient(problem) else taps / 4):
+            return None
+        if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
+            return Plan("patches_gradient", "a product of strided entries")
+        if is_complex(problem.dtype) and len(problem.x_spatial) > 2:
+            return Plan("patches_gradient", "XLA:CPU ends the process on some of these")
+    elif not costs and depthwise_gradient.applies(problem) and problem.features < LANES:
+        return None  # phases, for few pairs in at most two dimensions
+    costs |= _by_patches(problem, processor)
+    if max(spec.rhs_dilation) == 1:
+        # Else the swapped input would be dilated.
+        exchanged = swap.swapped_problem(problem)
+        few = not own and depthwise_gradient.applies(exchanged)
+        if not few and larger_window(exchanged) is None:  # else exchanged once more
+            costs["swap"] = min(_by_patches(exchanged, processor).values())
+    if own:
+        costs["direct"] = NEARLY * OWN * direct.gradient_cost(problem, processor)
+    elif is_in_a_row(problem):
+        costs |= _by_blocks_of_groups(problem, plan)
+    return cheapest(costs)
+
+
+def of_depthwise(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
+    """Kernel gradients of depthwise layers, whether or not vmap has made their groups.
+
+    Over 220 random ones the choice takes 1.2 times as long as the best, 1.4 times
+    without the costs, and stock, which computes all pairs of groups, 10 times.
+    """
+    return rule(problem, processor, plan) if _is_depthwise_gradient(problem) else None
+
+
+def _is_depthwise_gradient(problem: ConvProblem) -> bool:
+    """Whether it is one of few features for each channel, to which costs were fitted.
+
+    Not of an input with zeros, but in full vectors: sub-pixel phases are faster.
+    """
+    spec = problem.spec
+    few = problem.features <= SMALL * spec.groups
+    full = problem.features >= LANES or len(problem.x_spatial) > 2
+    known = few and (full or max(spec.lhs_dilation, default=1) == 1)
+    return spec.batch_group_count > 1 and known and depthwise_gradient.applies(problem)
+
+
+def _of_depthwise_gradient(problem: ConvProblem) -> dict[str, float]:
+    """Costs of what multiplies no other pairs than those of each channel."""
+    costs = {"depthwise_gradient": depthwise_gradient.cost(problem)}
+    if not by_output.applies(problem):  # several features for each channel
+        return costs
+    few = problem.features <= LANES and len(problem.x_spatial) < 3
+    if math.prod(problem.output_spatial) == 1:
+        costs["by_output"] = by_output.cost(problem)
+    elif few and is_fast(problem.dtype):
+        costs["direct"] = NEARLY * direct.depthwise_gradient_cost(problem)
+    return costs
+
+
+def _by_blocks_of_groups(problem: ConvProblem, plan: Rule) -> dict[str, float]:
+    """Cost of the groups block by block, where each lies in one piece.
+
+    Single groups are layers for which XLA:CPU has its routine, and need less memory at
+    a time. Of 45 random kernel gradients with the channels first it is planned for 7,
+    1.4 to 3 times as fast as all groups at once (AMD EPYC with AVX-512).
+    """
+    count, one = by_groups.of_block(problem)
+    inner = plan(one) if count > 1 else None
+    if inner is None or inner.seconds is None:
+        return {}
+    return {"by_groups": count * inner.seconds}
+
+
+def _by_patches(problem: ConvProblem, processor: Processor) -> dict[str, float]:
+    """Costs of products of patches: of all taps, or of those of the further axes."""
+    costs = {"patches_gradient": patches_gradient.cost(problem, processor)}
+    if len(problem.x_spatial) > 2 and slices_gradient.applies(problem):
+        costs["slices_gradient"] = slices_gradient.cost(problem, processor)
+    return costs
+
+
+def larger_window(problem: ConvProblem) -> Plan | None:
+    """A window of more taps than the input has entries, which it exchanges.
+
+    Outputs are more than the entries, too: else it is a kernel gradient.
+    """
+    entries, taps, outputs = map(
+        math.prod, (problem.x_spatial, problem.kernel_spatial, problem.output_spatial)
+    )
+    positions = entries * math.prod(problem.spec.lhs_dilation)
+    fills = problem.batch >= LANES and problem.channels > 1
+    larger = taps > positions if fills else taps >= LARGER * positions
+    if swap.applies(problem) and larger and entries < outputs:
+        return Plan("swap", "the input is a kernel on the window, which is an image")
+    return None

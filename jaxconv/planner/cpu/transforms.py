@@ -1,0 +1,96 @@
+"""Windows of so many taps that Fourier transforms take less time than sums."""
+
+import math
+
+from jaxconv.algorithms import by_groups, by_image, by_rows, fourier
+from jaxconv.planner.choice import Plan, Rule
+from jaxconv.processor import Processor
+from jaxconv.spec import ConvProblem
+
+WORTH = 0.75
+"""How much of the time of sums transforms may take, whose rounding is another one."""
+
+
+SPLIT = 2
+"""How much longer transforms may take by rows, which overlap, to need less memory."""
+
+
+UNMEASURED = 3
+"""How much longer transforms may take on processors where they were not measured."""
+
+
+SUMS, PEAK, CALL = 10e9, 225e9, 4e-5
+"""Products a second for one channel and feature, at most, and seconds of a call.
+
+Between them the rate grows with the cube root of how many pairs there are. Of 200
+random layers that have no cost of their own, half take 0.7 to 2 times as long (AMD EPYC
+with AVX-512).
+"""
+
+
+def rule(
+    problem: ConvProblem,
+    found: Plan | None,
+    processor: Processor,
+    by_sums: Rule,
+) -> Plan | None:
+    """Fourier transforms, where windows have so many taps that sums take longer.
+
+    Over 500 random layers with large windows or few channels, of all roles, the choice
+    takes 1.06 times as long as the better of sums and transforms, and 2.1 times without
+    transforms (AMD EPYC with AVX-512). jax 0.10.2 has the same transforms.
+    """
+    if not fourier.applies(problem):
+        return None
+    algorithm, count, one = "fourier", 1, problem
+    if by_groups.applies(problem):
+        count, one = by_groups.of_block(problem)
+        algorithm = "by_groups" if count > 1 else "fourier"
+    if by_image.applies(problem) and not _fits(one):
+        algorithm, (count, one) = "by_image", by_image.of_block(problem)
+    if count == 1 and not _fits(one) and by_rows.applies(problem):
+        rows, part = by_rows.of_block(problem)
+        if 1 < rows < SPLIT * fourier.cost(problem) / fourier.cost(part):
+            algorithm, count, one = "by_rows", rows, part
+    if count == 1 and not _fits(one, at_most=2 * _operand_bytes(one)):
+        return None
+    seconds = count * fourier.cost(one)
+    if processor is not Processor.WIDE_AMD:
+        seconds *= UNMEASURED
+    sums = None if found is None else found.seconds
+    if sums is None:
+        # Batch groups XLA:CPU expands, to compute all pairs of them.
+        pairs = 1 if found else problem.spec.batch_group_count
+        sums = CALL + pairs * _sums(problem)
+    if count > 1 and seconds < WORTH * sums:  # a block may be divided in turn
+        inner = rule(one, by_sums(one), processor, by_sums)
+        if inner is None or inner.seconds is None:
+            return None
+        seconds = count * inner.seconds
+    if seconds >= WORTH * sums:
+        return None
+    told = f"{1e3 * seconds:.3g} ms as estimated, and by sums {1e3 * sums:.3g} ms"
+    return Plan(algorithm, f"a window of many taps, by transforms {told}", seconds)
+
+
+def _fits(problem: ConvProblem, at_most: int = 0) -> bool:
+    """Whether transforms of a block, and copies of all operands, are of a few MB.
+
+    Or transforms alone of no more than `at_most` bytes, where nothing is to be divided:
+    kernel gradients of large images, 21x21 on one of 2048x2048 with 48 MB of them 30
+    ms, otherwise 614 ms and 64 MB (AMD EPYC with AVX-512).
+    """
+    block = max(fourier.group_bytes(problem), fourier.BLOCK)
+    return block <= max(3 * fourier.BLOCK - _operand_bytes(problem), at_most)
+
+
+def _operand_bytes(problem: ConvProblem) -> int:
+    """Bytes of x and of the kernel."""
+    entries = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
+    return entries * problem.dtype.itemsize
+
+
+def _sums(problem: ConvProblem) -> float:
+    """Seconds, roughly, of the sums of any algorithm for which nothing was fitted."""
+    pairs = problem.channels * problem.features // problem.spec.groups
+    return fourier.products(problem) / min(SUMS * math.cbrt(pairs), PEAK)
