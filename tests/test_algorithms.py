@@ -300,6 +300,15 @@ def test_blocks_of_images_are_not_divided_again():
     assert "stablehlo.while" in compiled_text(conv, case.x_shape, case.kernel_shape)
 
 
+@pytest.mark.parametrize("processor", Processor)
+def test_a_block_of_all_images_is_not_taken_for_a_part(processor):
+    # Its transforms are too large, its images are not: one block would be all of it.
+    case = layer("", 2, (100, 100), 8, 32, (100, 100), padding=(10, 10),
+                 channels_first=True)  # fmt: skip
+    assert by_image.of_block(problem_of(case))[0] == 1
+    assert plan(problem_of(case), "cpu", processor=processor).algorithm == "fourier"
+
+
 def test_large_images_are_taken_by_rows():
     case = layer("", 1, (112, 112), 128, 64, (4, 4), input_dilation=4, padding=(3, 0))
     assert plan(problem_of(case), "cpu").algorithm == "by_rows"

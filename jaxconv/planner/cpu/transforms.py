@@ -47,7 +47,9 @@ def rule(
         count, one = by_groups.of_block(problem)
         algorithm = "by_groups" if count > 1 else "fourier"
     if by_image.applies(problem) and not _fits(one):
-        algorithm, (count, one) = "by_image", by_image.of_block(problem)
+        images, block = by_image.of_block(problem)
+        if images > 1:  # else it would be planned by itself once more, without end
+            algorithm, count, one = "by_image", images, block
     if count == 1 and not _fits(one) and by_rows.applies(problem):
         rows, part = by_rows.of_block(problem)
         if 1 < rows < SPLIT * fourier.cost(problem) / fourier.cost(part):
