@@ -15,9 +15,22 @@ SPLIT = 2
 """How much longer transforms may take by rows, which overlap, to need less memory."""
 
 
-UNMEASURED = 3
-"""How much longer transforms may take on processors where they were not measured."""
+SLOWER = {
+    Processor.NARROW: (3.0, 1.0),
+    Processor.WIDE: (2.5, 1.5),
+    Processor.WIDE_AMD: (1.0, 1.0),
+}
+"""How much longer transforms take than estimated, and sums whose costs are of one kind.
 
+Costs but those of patches were fitted on an AMD EPYC with AVX-512. On an Intel Xeon,
+transforms took 2 to 3 times as long and sums 1 to 2.5 times. Of 78 roles of random
+layers that are transformed with a factor of 2 for sums, and are not with 3 and 1, 71
+were faster so, 1.7 times in geometric mean; some are left to sums by 1.5, most of the
+seven among them. On narrow vectors they were not measured.
+"""
+
+OF_EACH_KIND = ("patches_gradient", "slices_gradient", "swap")
+"""Sums whose costs are those of the processor."""
 
 SUMS, PEAK, CALL = 10e9, 225e9, 4e-5
 """Products a second for one channel and feature, at most, and seconds of a call.
@@ -56,14 +69,15 @@ def rule(
             algorithm, count, one = "by_rows", rows, part
     if count == 1 and not _fits(one, at_most=2 * _operand_bytes(one)):
         return None
-    seconds = count * fourier.cost(one)
-    if processor is not Processor.WIDE_AMD:
-        seconds *= UNMEASURED
+    slower, sums_slower = SLOWER[processor]
+    seconds = slower * count * fourier.cost(one)
     sums = None if found is None else found.seconds
     if sums is None:
         # Batch groups XLA:CPU expands, to compute all pairs of them.
         pairs = 1 if found else problem.spec.batch_group_count
         sums = CALL + pairs * _sums(problem)
+    if found is None or found.algorithm not in OF_EACH_KIND:
+        sums *= sums_slower
     if count > 1 and seconds < WORTH * sums:  # a block may be divided in turn
         inner = rule(one, by_sums(one), processor, by_sums)
         if inner is None or inner.seconds is None:
