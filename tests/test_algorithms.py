@@ -253,6 +253,7 @@ def test_nothing_is_exchanged_twice(rank):
         batch, channels, features = (2 ** generator.integers(0, 6, 3)).tolist()
         size, taps = generator.integers(1, 6, (2, rank)).tolist()
         low, high = generator.integers(0, 6, (2, rank)).tolist()
+        dilation = generator.integers(1, 3, rank).tolist()  # of a strided layer
         x_shape, kernel_shape = (
             (channels, batch, *size),
             (channels, *taps, features),
@@ -260,6 +261,7 @@ def test_nothing_is_exchanged_twice(rank):
         geometry = {
             "window_strides": (1,) * rank,
             "padding": list(zip(low, high, strict=True)),
+            "rhs_dilation": dilation,
             "dimension_numbers": layout,
         }
         spec = conv_spec(Caller("t"), x_shape, kernel_shape, **geometry)
@@ -567,6 +569,7 @@ LAYERS = {
                              channels_first=True),
     "large.transposed": layer("", 4, (7, 7), 512, 64, (9, 9), input_dilation=3,
                               padding=(8, 6)),
+    "to-one.s2": layer("", 16, (14, 28), 512, 1, (5, 5), strides=2, padding=(2, 2)),
 }  # fmt: skip
 WELL_RUN = ("dense", "stem", "dense.nchw")
 ESTIMATED = (
@@ -621,6 +624,7 @@ ESTIMATED = (
         ("scaled", "by_tap", "by_tap", "by_output"),
         ("grouped.1d.nchw", "stencil", "subpixel", "by_groups"),
         ("large.transposed", "subpixel", "patches", "swap"),
+        ("to-one.s2", "direct", "by_image", "swap"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(

@@ -41,6 +41,7 @@ from jaxconv.algorithms.windows import (
     loop,
     only,
     padded,
+    padded_bytes,
     unravel,
     zeros,
 )
@@ -143,10 +144,15 @@ def cost(problem: ConvProblem, processor: Processor) -> float:
 
 
 def moved(problem: ConvProblem) -> int:
-    """Entries of x whose images, and of k whose features, do not stand last."""
+    """Entries of x whose images, and of k whose features, do not stand last.
+
+    And those of x̃ where there are zeros between the entries of x.
+    """
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     last = len(x_axes) - 1
     of_x = 0 if x_axes[0] == last else math.prod(problem.x_shape)
+    if max(problem.spec.lhs_dilation) > 1:
+        of_x += padded_bytes(problem) // problem.dtype.itemsize
     return of_x + (0 if kernel_axes[0] == last else math.prod(problem.kernel_shape))
 
 
@@ -259,5 +265,5 @@ def _pairs(axes: Sequence[Axis], pitches: Sequence[int]) -> Iterator[tuple[Axis,
 def _is_sliced(problem: ConvProblem) -> bool:
     """Few entries for each window and tap, but all outputs of an axis in a row."""
     spec = problem.spec
-    in_a_row = spec.window_strides[-1] == spec.lhs_dilation[-1] == 1
+    in_a_row = spec.window_strides[-1] == 1
     return in_a_row and spec.groups == 1 and problem.batch <= FEW

@@ -7,6 +7,7 @@ import jax
 from jaxconv.algorithms import (
     by_groups,
     by_output,
+    crop,
     depthwise_gradient,
     direct,
     patches_gradient,
@@ -39,7 +40,11 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     """Windows with more points than the output has: kernel gradients.
 
     Which is the fastest depends on channels, features, images and cache as the costs
-    say; stock is 1.5 times faster to 20 times slower.
+    say; stock is 1.5 times faster to 20 times slower. The taps of strided layers'
+    cotangents are dilated, and their inputs where they are exchanged: with few features
+    those are so small that the zeros are worth it, 5x5 with stride 2 on 16 images of
+    14x28, 512 to 1, 9.2 and 2.7 ms. Over 299 random layers on an Intel Xeon the choice
+    takes 1.11 times as long as the best, 1.16 before.
     """
     spec = problem.spec
     taps, outputs = (
@@ -59,14 +64,14 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     elif not costs and depthwise_gradient.applies(problem) and problem.features < LANES:
         return None  # phases, for few pairs in at most two dimensions
     costs |= _by_patches(problem, processor)
-    if max(spec.rhs_dilation) == 1:
-        # Else the swapped input would be dilated.
-        exchanged = swap.swapped_problem(problem)
-        few = not own and depthwise_gradient.applies(exchanged)
-        if not few and larger_window(exchanged) is None:  # else exchanged once more
-            costs["swap"] = min(_by_patches(exchanged, processor).values())
+    exchanged = swap.swapped_problem(problem)
+    few = not own and depthwise_gradient.applies(exchanged)
+    again = few or larger_window(exchanged) is not None
+    if patches_gradient.applies(exchanged) and not again:
+        costs["swap"] = min(_by_patches(exchanged, processor).values())
     if own:
-        costs["direct"] = NEARLY * OWN * direct.gradient_cost(problem, processor)
+        alone = OWN * direct.gradient_cost(problem, processor)
+        costs["direct"] = NEARLY * (alone + crop.cost(problem))
     elif is_in_a_row(problem):
         costs |= _by_blocks_of_groups(problem, plan)
     return cheapest(costs)
