@@ -34,7 +34,11 @@ def applies(problem: ConvProblem) -> bool:
 
 
 def cost(problem: ConvProblem) -> float:
-    """Seconds, about, of the slice, besides the convolution; 0 where it needs none."""
+    """Seconds, about, of the slice, besides the convolution; 0 where it needs none.
+
+    The kernel gradient of a strided layer of 6.3 million entries of x takes stock 6.7
+    ms, and 9.5 cropped (Intel Xeon); of kernel gradients x is the largest operand.
+    """
     return 5e-10 * math.prod(problem.x_shape) if applies(problem) else 0.0
 
 

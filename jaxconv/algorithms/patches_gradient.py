@@ -265,5 +265,5 @@ def _pairs(axes: Sequence[Axis], pitches: Sequence[int]) -> Iterator[tuple[Axis,
 def _is_sliced(problem: ConvProblem) -> bool:
     """Few entries for each window and tap, but all outputs of an axis in a row."""
     spec = problem.spec
-    in_a_row = spec.window_strides[-1] == 1
+    in_a_row = spec.window_strides[-1] == 1  # of x̃, whatever the zeros in it
     return in_a_row and spec.groups == 1 and problem.batch <= FEW

@@ -1,4 +1,4 @@
-"""Rules for one CPU, by what was measured there: one file for each kind of problem.
+"""Rules for one CPU, by what was measured there; those for a kind of problem in a file.
 
 Where nothing was measured to be better a rule answers nothing. Rules and costs rest on
 jax 0.12.0.1, whose fast path is YNNPACK, and were found to hold on 0.10.2, where it is
@@ -15,6 +15,7 @@ from jaxconv.planner.cpu import (
     dilated,
     gradients,
     groups,
+    larger_windows,
     memory,
     products,
     transforms,
@@ -24,7 +25,7 @@ from jaxconv.spec import ConvProblem
 
 
 def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
-    """The answer of the first rule that has one.
+    """Transforms, or else the answer of the first rule that has one.
 
     Args:
       problem: what is to be computed, of known sizes.
@@ -36,10 +37,10 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
 
 
 def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
-    """The answer of the first rule that has one, of all but transforms."""
+    """The answer of the first rule that has one, of all but transforms of the whole."""
     plan = functools.partial(rule, processor=processor)
     rules = (
-        gradients.larger_window,
+        larger_windows.rule,
         products.dense,
         products.grouped,
         functools.partial(gradients.of_depthwise, processor=processor, plan=plan),

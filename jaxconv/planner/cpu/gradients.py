@@ -16,13 +16,13 @@ from jaxconv.algorithms import (
 )
 from jaxconv.algorithms.windows import LANES
 from jaxconv.planner.choice import (
-    LARGER,
     Plan,
     Rule,
     cheapest,
     is_in_a_row,
     is_kernel_gradient,
 )
+from jaxconv.planner.cpu import larger_windows
 from jaxconv.planner.cpu.depthwise import SMALL
 from jaxconv.planner.cpu.routines import NEARLY, is_complex, is_fast
 from jaxconv.processor import Processor
@@ -66,7 +66,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     costs |= _by_patches(problem, processor)
     exchanged = swap.swapped_problem(problem)
     few = not own and depthwise_gradient.applies(exchanged)
-    again = few or larger_window(exchanged) is not None
+    again = few or larger_windows.rule(exchanged) is not None
     if patches_gradient.applies(exchanged) and not again:
         costs["swap"] = min(_by_patches(exchanged, processor).values())
     if own:
@@ -131,19 +131,3 @@ def _by_patches(problem: ConvProblem, processor: Processor) -> dict[str, float]:
     if len(problem.x_spatial) > 2 and slices_gradient.applies(problem):
         costs["slices_gradient"] = slices_gradient.cost(problem, processor)
     return costs
-
-
-def larger_window(problem: ConvProblem) -> Plan | None:
-    """A window of more taps than the input has entries, which it exchanges.
-
-    Outputs are more than the entries, too: else it is a kernel gradient.
-    """
-    entries, taps, outputs = map(
-        math.prod, (problem.x_spatial, problem.kernel_spatial, problem.output_spatial)
-    )
-    positions = entries * math.prod(problem.spec.lhs_dilation)
-    fills = problem.batch >= LANES and problem.channels > 1
-    larger = taps > positions if fills else taps >= LARGER * positions
-    if swap.applies(problem) and larger and entries < outputs:
-        return Plan("swap", "the input is a kernel on the window, which is an image")
-    return None

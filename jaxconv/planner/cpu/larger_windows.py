@@ -1,0 +1,24 @@
+"""Windows of more taps than the input has entries, where it is no kernel gradient."""
+
+import math
+
+from jaxconv.algorithms import swap
+from jaxconv.algorithms.windows import LANES
+from jaxconv.planner.choice import LARGER, Plan
+from jaxconv.spec import ConvProblem
+
+
+def rule(problem: ConvProblem) -> Plan | None:
+    """A window of more taps than the input has entries, which it exchanges.
+
+    Outputs are more than the entries, too: else it is a kernel gradient.
+    """
+    entries, taps, outputs = map(
+        math.prod, (problem.x_spatial, problem.kernel_spatial, problem.output_spatial)
+    )
+    positions = entries * math.prod(problem.spec.lhs_dilation)
+    fills = problem.batch >= LANES and problem.channels > 1
+    larger = taps > positions if fills else taps >= LARGER * positions
+    if swap.applies(problem) and larger and entries < outputs:
+        return Plan("swap", "the input is a kernel on the window, which is an image")
+    return None
