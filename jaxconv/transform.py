@@ -20,6 +20,7 @@ which know lax's convolution by its primitive.
 import functools
 import itertools
 import math
+import reprlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -96,7 +97,7 @@ def demand_callable(caller: str, fn: Any) -> None:
     """Refuse what cannot be traced, among it the result of a call."""
     if not callable(fn):
         raise TypeError(
-            f"{caller}: fn must be a function, but got {fn!r} of type "
+            f"{caller}: fn must be a function, but got {reprlib.repr(fn)} of type "
             f"{type(fn).__name__}. Pass the function itself and not its result, as in "
             f"{caller}(train_step)."
         )

@@ -581,6 +581,8 @@ def test_bad_input():
         TypeError, match=r"accelerate: fn must be a function, but got 3"
     ):
         accelerate(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"but got Array\(.{,30} of type Array"):
+        accelerate(jnp.ones((9, 9)))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"explain: fn must be a function"):
         explain(X, X)  # type: ignore[arg-type]
 
