@@ -18,7 +18,6 @@ does not apply in 27 of the 36 with so few pairs, up to 30 times as fast as the 
 before (AMD EPYC with AVX-512).
 """
 
-
 SHORT = 64
 """Terms up to which patches of layers with three axes are few enough to copy.
 
@@ -29,7 +28,6 @@ may be faster. Over 45 random ones of many more features than channels the choic
 AVX-512).
 """
 
-
 WIDENED = 16
 """Features over channels from which on it is cheaper to copy x than to add up slices.
 
@@ -38,7 +36,6 @@ Of 50 random layers with three axes, seven were so wide, and took 1.5 times as l
 all of them the choice takes 1.08 times as long as the best, without it 1.30 and at most
 31 times (AMD EPYC with AVX-512).
 """
-
 
 SLICE = 128
 """Points of a slice from which on it is worth a convolution of its own.

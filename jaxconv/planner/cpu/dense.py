@@ -17,7 +17,6 @@ channels or so few pairs; with more, it was thought to be in four and took 1.6 t
 times as long (AMD EPYC with AVX-512).
 """
 
-
 PADDED = 0.8
 """Time of layers of one channel with the zeros laid around it, over that without.
 
@@ -26,14 +25,12 @@ more channels, or taps that are dilated, it is 1 (AMD EPYC with AVX-512). The ch
 170 layers of one channel takes 1.07 times as long as the best, and 1.45 before.
 """
 
-
 COPIED = 1.15
 """What a product has to be faster by that needs a copy of the kernel in memory.
 
 It is one more loop to compile, in 70 ms where XLA's routine takes 7: 14x14 with 256
 channels takes 4.0 instead of 4.4 ms by it, and 7 MB.
 """
-
 
 ROWS, MANY_WEIGHTS = 800, 300_000
 """Outputs and entries of a kernel to which the dense costs were fitted."""

@@ -17,7 +17,6 @@ in 4 groups of 2, 2.9 and 51. With the channels first phases were the faster one
 of 39 random layers, 2.1 times in geometric mean (AMD EPYC with AVX-512).
 """
 
-
 SMALL = 4
 """Features of a small group.
 
@@ -25,14 +24,12 @@ With 8 groups, 64 taps and 2 features each, 10.4 ms entry by entry and 6.4 ms by
 Kernel gradients with 8 groups of one channel 26 and 12 ms.
 """
 
-
 FEW = 8
 """Groups of one channel below which vectors along them are mostly empty.
 
 16 images of 56x75 with 3 channels: 0.8 ms entry by entry along the channels, 0.12 by
 shifts along an axis; with 8 of them 0.40 and 0.45 (AMD EPYC with AVX-512).
 """
-
 
 WEIGHTS = 8
 """Entries of a group's kernel up to which channels are summed entry by entry.
@@ -42,7 +39,6 @@ fast as the best of the others with up to 8 such entries, 1.8 in geometric mean,
 half as fast with 9 to 64 of them; with one feature in each group, 1.5 to 100 times as
 fast up to 64 (AMD EPYC with AVX-512).
 """
-
 
 SQUARE = 16
 """Channels times features of a group up to which channels are copied for features.

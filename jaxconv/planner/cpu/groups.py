@@ -27,7 +27,6 @@ For more of them the cost of that was not fitted: 16 and 4 in 16 groups, 7x7, ta
 ms, and 0.5 group by group (AMD EPYC with AVX-512).
 """
 
-
 _OF_GROUPS: dict[str, Any] = {
     "depthwise": depthwise,
     "patches": patches,

@@ -10,10 +10,8 @@ from jaxconv.spec import ConvProblem
 WORTH = 0.75
 """How much of the time of sums transforms may take, whose rounding is another one."""
 
-
 SPLIT = 2
 """How much longer transforms may take by rows, which overlap, to need less memory."""
-
 
 SLOWER = {
     Processor.NARROW: (3.0, 1.0),
@@ -29,9 +27,13 @@ times in geometric mean; 1.5 leaves some to sums, most of the other seven among 
 narrow vectors transforms were not measured.
 """
 
-OF_EACH_KIND = {
-    *("by_groups", "by_member", "patches_gradient", "slices_gradient", "swap")
-}
+OF_EACH_KIND = (
+    "by_groups",
+    "by_member",
+    "patches_gradient",
+    "slices_gradient",
+    "swap",
+)
 """Sums whose costs are those of the processor."""
 
 SUMS, PEAK, CALL = 10e9, 225e9, 4e-5
