@@ -392,6 +392,14 @@ def test_transforms_of_a_block_are_planned_where_they_are_run_alone():
     assert "transforms" not in plan(problem, "cpu").reason
 
 
+def test_patches_of_a_kernel_gradient_copy_less_than_2_gb_of_the_input():
+    image = layer("", 1, (16384, 16384), 1, 4, (3, 3), padding=(1, 1))
+    problem = problem_in(image, "kernel_gradient", jnp.float32)  # 1 GB
+    assert patches_gradient.applies(problem)
+    wider = dataclasses.replace(problem, dtype=np.dtype("float64"))
+    assert not patches_gradient.applies(wider)
+
+
 def test_a_dense_layer_too_large_for_patches_is_no_depthwise_gradient():
     large = layer("", 1, (16384, 16384), 3, 4, (3, 3), padding=(1, 1))
     for kind in Processor:

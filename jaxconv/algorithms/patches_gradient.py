@@ -46,7 +46,7 @@ from jaxconv.algorithms.windows import (
     zeros,
 )
 from jaxconv.processor import Processor
-from jaxconv.spec import ConvProblem, dilated
+from jaxconv.spec import ConvProblem
 
 PATCHES = 4 << 20
 """Bytes of X that are written at a time."""
@@ -78,8 +78,7 @@ def applies(problem: ConvProblem) -> bool:
     """No feature groups, and sizes that can be counted, with the zeros in place."""
     if problem.spec.feature_group_count > 1 or not countable(problem):
         return False
-    spans = (max(a.reach, dilated(a.size, a.lhs_dilation)) for a in axes_of(problem))
-    return 4 * problem.batch * problem.channels * math.prod(spans) < 2**31
+    return padded_bytes(problem) < 2**31
 
 
 class Rates(NamedTuple):
