@@ -139,38 +139,47 @@ def directly(spec, x, kernel):
     return direct.run(problem, x, kernel, directly)
 
 
-@pytest.fixture(params=["one block", "many blocks"])
-def blocks(request):
-    """The blocks that algorithms take: as they are, or small so that there are many."""
-    if request.param == "many blocks":
-        request.getfixturevalue("small_blocks")
+# Blocks so small that there are many, the last of them moved back.
+SMALL = {
+    depthwise: {"TERMS": 3, "BLOCK": 3},
+    depthwise_gradient: {"SUMS": 64},
+    patches: {"PATCHES": 256},
+    patches_gradient: {"PATCHES": 256},
+    per_group: {"BLOCK": 1 << 10},
+    stencil: {"BLOCK": 1 << 10, "TERMS": 3},
+    pointwise_groups: {"BLOCK": 64},
+    by_image: {"BLOCK": 64},
+    by_rows: {"BLOCK": 64},
+    fourier: {"BLOCK": 1 << 11, "SUM": 3},
+    overlap_slices: {"BLOCK": 1 << 11},
+    slices_gradient: {"BLOCK": 1 << 10},
+}
+DIVIDED = [
+    name
+    for name, algorithm in ALGORITHMS.items()
+    if algorithm in SMALL or name == "by_groups"  # which has blocks as `fourier` has
+]
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks so small that there are many, the last of them moved back."""
-    for module, constant, size in (
-        (depthwise, "TERMS", 3),
-        (depthwise, "BLOCK", 3),
-        (depthwise_gradient, "SUMS", 64),
-        (patches, "PATCHES", 256),
-        (patches_gradient, "PATCHES", 256),
-        (per_group, "BLOCK", 1 << 10),
-        (stencil, "BLOCK", 1 << 10),
-        (stencil, "TERMS", 3),
-        (pointwise_groups, "BLOCK", 64),
-        (by_image, "BLOCK", 64),
-        (by_rows, "BLOCK", 64),
-        (fourier, "BLOCK", 1 << 11),
-        (fourier, "SUM", 3),
-        (overlap_slices, "BLOCK", 1 << 11),
-        (slices_gradient, "BLOCK", 1 << 10),
-    ):
-        monkeypatch.setattr(module, constant, size)
+    """Blocks of all algorithms as in `SMALL`."""
+    for module, sizes in SMALL.items():
+        for constant, size in sizes.items():
+            monkeypatch.setattr(module, constant, size)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_algorithm_equals_the_reference_wherever_it_applies(name, integers, blocks):
+def test_algorithm_equals_the_reference_wherever_it_applies(name, integers):
+    equals_the_reference_wherever_it_applies(name, integers)
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_algorithm_in_many_blocks_equals_the_reference(name, integers, small_blocks):
+    equals_the_reference_wherever_it_applies(name, integers)
+
+
+def equals_the_reference_wherever_it_applies(name, integers):
     algorithm, applied = ALGORITHMS[name], 0
     dtype = np.float32 if name == "fourier" else np.int32
     for case in TABLE:
