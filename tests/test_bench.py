@@ -308,14 +308,12 @@ def test_transformed_layers_are_those_of_stock(name, integers):
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_models_have_what_they_are_known_for(name, small):
     step, arguments = training_step(name)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments
-    )
+    shapes = jax.eval_shape(arguments)
     variables, state, value, gradients = jax.eval_shape(step, *shapes)
-    assert jax.tree.structure(variables) == jax.tree.structure(arguments[0])
-    assert jax.tree.structure(state) == jax.tree.structure(arguments[1])
+    # As they were given, so that the next step can be taken with them.
+    chex.assert_trees_all_equal_shapes_and_dtypes((variables, state), shapes[:2])
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, variables["params"])
     assert value.shape == ()
-    assert jax.tree.structure(gradients) == jax.tree.structure(variables["params"])
     convolutions = explain(step, *shapes).convolutions
     roles = {conv.role for conv in convolutions}
     assert {"forward", "kernel gradient"} <= roles

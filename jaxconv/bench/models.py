@@ -235,37 +235,44 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 """Models by their names, and the shapes of their inputs."""
 
 
-def training_step(name: str) -> tuple[Callable, tuple[Any, ...]]:
-    """One step of training, and arguments for it.
+def training_step(name: str) -> tuple[Callable, Callable[[], tuple[Any, ...]]]:
+    """One step of training, and what draws arguments for it.
 
     Args:
       name: a key of `MODELS`.
 
     Returns:
-      A function of (variables, optimizer state, inputs) that returns the new ones, the
-      loss and the gradients, and those three.
+      A function of (variables, optimizer state, inputs, targets) that returns the new
+      ones of the first two, the loss and the gradients, and one that draws those four.
     """
     make, shape = MODELS[name]
     model, optimizer = make(), optax.adam(1e-3)
-    x = jax.random.normal(jax.random.key(0), shape)
-    y, variables = jax.jit(model.init_with_output)(jax.random.key(1), x)
-    targets = jax.random.normal(jax.random.key(2), y.shape)
 
-    def loss(params: Any, others: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    def loss(
+        params: Any, others: Any, x: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, Any]:
         y, others = model.apply({"params": params, **others}, x, mutable=list(others))
         return optax.squared_error(y, targets).mean(), others
 
-    def step(variables: Any, state: Any, x: jax.Array) -> tuple[Any, ...]:
+    def step(
+        variables: Any, state: Any, x: jax.Array, targets: jax.Array
+    ) -> tuple[Any, ...]:
         others = {key: of for key, of in variables.items() if key != "params"}
         params = variables["params"]
         (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(
-            params, others, x
+            params, others, x, targets
         )
         updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
         return {"params": params, **others}, state, value, gradients
 
-    return step, (variables, optimizer.init(variables["params"]), x)
+    def arguments() -> tuple[Any, ...]:
+        x = jax.random.normal(jax.random.key(0), shape)
+        y, variables = jax.jit(model.init_with_output)(jax.random.key(1), x)
+        targets = jax.random.normal(jax.random.key(2), y.shape)
+        return variables, optimizer.init(variables["params"]), x, targets
+
+    return step, arguments
 
 
 def measure_model(name: str, *, rounds: int = 9) -> Row:
@@ -283,7 +290,7 @@ def measure_model(name: str, *, rounds: int = 9) -> Row:
         name,
         "training_step",
         step,
-        arguments,
+        arguments(),
         rounds=rounds,
         judged=lambda result: result[-1],
     )
