@@ -79,8 +79,9 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
             if not isinstance(value, (np.ndarray, np.generic, *_NUMBERS)):
                 raise TypeError(
                     f"accelerate: {name_of(fn)} must return arrays, but returned "
-                    f"{value!r} of type {type(value).__name__} as result{path}. Leave "
-                    "it out, or accelerate the function that computes the arrays."
+                    f"{reprlib.repr(value)} of type {type(value).__name__} as "
+                    f"result{path}. Leave it out, or accelerate the function that "
+                    "computes the arrays."
                 )
         return program.run(rewritten(program.jaxpr))
 
