@@ -594,6 +594,10 @@ LAYERS = {
                              channels_first=True),
     "large.transposed": layer("", 4, (7, 7), 512, 64, (9, 9), input_dilation=3,
                               padding=(8, 6)),
+    "1x1g4.to-one": layer("", 8, (28, 28), 64, 4, (1, 1), groups=4),
+    "1x1g4.to-one.s2": layer("", 8, (28, 28), 32, 4, (1, 1), strides=2, groups=4),
+    "1x1g16.to-one.nchw": layer("", 8, (28, 28), 32, 16, (1, 1), groups=16,
+                                channels_first=True),
     "cropped": layer("", 2, (57, 56), 128, 32, (3, 3), strides=4),
     "to-one.s2": layer("", 16, (14, 28), 512, 1, (5, 5), strides=2, padding=(2, 2)),
 }  # fmt: skip
@@ -604,6 +608,7 @@ ESTIMATED = (
     "multiplier.rgb",
     "grouped.1d.nchw",
     "3d.wide",
+    "1x1g16.to-one.nchw",
 )
 
 
@@ -625,6 +630,9 @@ ESTIMATED = (
         ("multiplier", "depthwise", "depthwise", "depthwise_gradient"),
         ("grouped", "stencil", "stencil", "patches_gradient"),
         ("1x1g2", "pointwise_groups", "pointwise_groups", "patches_gradient"),
+        ("1x1g4.to-one", "pointwise_groups", "by_tap", "patches_gradient"),
+        ("1x1g4.to-one.s2", "pointwise_groups", "by_tap", "patches_gradient"),
+        ("1x1g16.to-one.nchw", "pointwise_groups", "by_tap", "patches_gradient"),
         ("1x1g2.nchw", "pointwise_groups", "subpixel", "patches_gradient"),
         ("multiplier.3d", "by_image", "stencil", "patches_gradient"),
         ("grouped.to-few", "per_group", "per_group", "swap"),
