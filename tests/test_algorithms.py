@@ -142,7 +142,7 @@ def directly(spec, x, kernel):
 # Blocks so small that there are many, the last of them moved back.
 SMALL = {
     depthwise: {"TERMS": 3, "BLOCK": 3},
-    depthwise_gradient: {"SUMS": 64},
+    depthwise_gradient: {"SUMS": 64, "ROW": 160},
     patches: {"PATCHES": 256},
     patches_gradient: {"PATCHES": 256},
     per_group: {"BLOCK": 1 << 10},
@@ -587,8 +587,8 @@ LAYERS = {
     "3d.wide": layer("", 2, (14, 14, 14), 4, 128, (2, 2, 2), padding=(1, 1)),
     "multiplier.s3": layer("", 64, (36, 35), 8, 64, (5, 5), strides=3, groups=8,
                            padding=(2, 2)),
-    "multiplier.rgb": layer("", 8, (56, 56), 3, 6, (5, 5), groups=3, dilation=2,
-                            padding=(4, 4)),
+    "multiplier.rgb": layer("", 8, (56, 56), 3, 6, (7, 7), groups=3, dilation=2,
+                            padding=(6, 6)),
     "scaled": layer("", 8, (112, 112), 8, 8, (1, 1), groups=8),
     "grouped.1d.nchw": layer("", 64, (4001,), 4, 32, (5,), strides=2, groups=4,
                              channels_first=True),
@@ -603,7 +603,6 @@ LAYERS = {
 }  # fmt: skip
 WELL_RUN = ("dense", "stem", "dense.nchw")
 ESTIMATED = (
-    "depthwise.rgb",
     "multiplier.3d",
     "multiplier.rgb",
     "grouped.1d.nchw",
@@ -624,7 +623,7 @@ ESTIMATED = (
         ("depthwise.s2", "depthwise", "depthwise", "depthwise_gradient"),
         ("depthwise.nchw", "shifts", "shifts", "depthwise_gradient"),
         ("depthwise.nchw.s2", "shifts", "by_image", "depthwise_gradient"),
-        ("depthwise.rgb", "shifts", "shifts", "fourier"),
+        ("depthwise.rgb", "shifts", "shifts", "depthwise_gradient"),
         ("grouped.nchw", "stencil", "by_image", "patches_gradient"),
         ("dense.nchw", "channels_last", "channels_last", "patches_gradient"),
         ("multiplier", "depthwise", "depthwise", "depthwise_gradient"),

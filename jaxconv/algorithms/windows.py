@@ -166,6 +166,7 @@ def windows(
     outputs: Sequence[Index],
     taps: Sequence[Index],
     *blocks: Index,
+    part: tuple[Index, int] | None = None,
 ) -> jax.Array:
     """What the outputs read for the taps, zero where there is no entry.
 
@@ -177,11 +178,14 @@ def windows(
       outputs: o along each axis; with the other indices, of shapes that broadcast.
       taps: t along each axis.
       *blocks: g, or nothing.
+      part: where to start among the C entries, and how many to read, if not all are to
+        be read; not of a slice.
 
     Returns:
       [*broadcast, C], with the whole batch first if `batch` is a slice.
     """
-    rank = max(i.ndim for i in (*outputs, *taps, *blocks))
+    start, count = part or (np.int32(0), x.shape[-1])
+    rank = max(i.ndim for i in (*outputs, *taps, *blocks, start))
     found, there = _reads(axes, outputs, taps, rank)
     if isinstance(batch, slice):
         if len(x) * x.shape[-1] < FEW:
@@ -190,11 +194,14 @@ def windows(
     else:
         sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
         linear = _linear((batch, *found, *blocks), sizes, rank)
+        places = [linear]
+        if part is not None:
+            places = jnp.broadcast_arrays(linear, _of_rank(start, rank))
         X = lax.gather(
             x.reshape(-1, x.shape[-1]),
-            linear[..., None],
-            lax.GatherDimensionNumbers((rank,), (0,), (0,)),
-            (1, x.shape[-1]),
+            jnp.stack(places, -1),
+            lax.GatherDimensionNumbers((rank,), (0,), tuple(range(len(places)))),
+            (1, count),
             mode="promise_in_bounds",
         )
     return jnp.where(_of_rank(there, X.ndim), X, jnp.zeros((), x.dtype))
