@@ -599,6 +599,8 @@ LAYERS = {
     "1x1g16.to-one.nchw": layer("", 8, (28, 28), 32, 16, (1, 1), groups=16,
                                 channels_first=True),
     "cropped": layer("", 2, (57, 56), 128, 32, (3, 3), strides=4),
+    "transposed.g2": layer("", 8, (41, 18), 8, 2, (2, 2), input_dilation=4, groups=2,
+                           padding=(1, 1)),
     "to-one.s2": layer("", 16, (14, 28), 512, 1, (5, 5), strides=2, padding=(2, 2)),
 }  # fmt: skip
 WELL_RUN = ("dense", "stem", "dense.nchw")
@@ -659,6 +661,7 @@ ESTIMATED = (
         ("large.transposed", "subpixel", "patches", "swap"),
         ("cropped", "direct", "channels_last", "patches_gradient"),
         ("to-one.s2", "direct", "by_image", "swap"),
+        ("transposed.g2", "subpixel", "stencil", "swap"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(

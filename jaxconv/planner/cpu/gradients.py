@@ -65,9 +65,11 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
         return None  # phases, for few pairs in at most two dimensions
     costs |= _by_patches(problem, processor)
     exchanged = swap.swapped_problem(problem)
-    few = not own and depthwise_gradient.applies(exchanged)
-    again = few or larger_windows.rule(exchanged) is not None
-    if patches_gradient.applies(exchanged) and not again:
+    if not own and depthwise_gradient.applies(exchanged):
+        inner = plan(exchanged) if _loses_zeros(problem, exchanged) else None
+        if inner is not None and inner.seconds is not None:
+            costs["swap"] = inner.seconds
+    elif patches_gradient.applies(exchanged) and not larger_windows.rule(exchanged):
         costs["swap"] = min(_by_patches(exchanged, processor).values())
     if own:
         alone = OWN * direct.gradient_cost(problem, processor)
@@ -96,6 +98,17 @@ def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     full = problem.features >= LANES or len(problem.x_spatial) > 2
     known = few and (full or max(spec.lhs_dilation, default=1) == 1)
     return spec.batch_group_count > 1 and known and depthwise_gradient.applies(problem)
+
+
+def _loses_zeros(problem: ConvProblem, exchanged: ConvProblem) -> bool:
+    """Whether there are zeros between the entries of x, and none once it is the kernel.
+
+    Of transposed layers' kernel gradients with one feature in each group, exchanged: 8
+    to 2 in 2 groups, 2x2 with stride 4 on 8 images of 41x18, 3.7 and 0.18 ms, 256 to 8
+    in 8, 4 taps with stride 3 on 2 of 668, 4.7 and 0.44 (Intel Xeon).
+    """
+    before, after = (max(p.spec.lhs_dilation, default=1) for p in (problem, exchanged))
+    return before > after == 1
 
 
 def _of_depthwise_gradient(problem: ConvProblem) -> dict[str, float]:
