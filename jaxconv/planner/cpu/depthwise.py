@@ -2,20 +2,10 @@
 
 import math
 
-from jaxconv.algorithms import by_image, depthwise, shifts, stencil
+from jaxconv.algorithms import by_image, depthwise, shifts, stencil, subpixel
 from jaxconv.algorithms.windows import LANES
 from jaxconv.planner.choice import Plan, cheapest, is_in_a_row
 from jaxconv.spec import ConvProblem
-
-ZEROS, ZEROS_3D = 32, 100
-"""Taps up to which depthwise layers of an input with zeros read these, and from 3-D on.
-
-Phases multiply by few of them, but interleave. The input gradient of a depthwise 3x3
-layer with stride 2 took 137 ms by stock, 15 by phases and 0.95 with three quarters of
-the terms zero; 7x7 with 24 channels at 112x56 0.10 by phases and 0.31; 3x3x3, stride 4
-in 4 groups of 2, 2.9 and 51. With the channels first phases were the faster ones in 29
-of 39 random layers, 2.1 times in geometric mean (AMD EPYC with AVX-512).
-"""
 
 SMALL = 4
 """Features of a small group.
@@ -53,7 +43,7 @@ def rule(problem: ConvProblem) -> Plan | None:
 
     12 to 130 times as fast as stock's on every depthwise layer of the zoo.
     """
-    spec, G, rank = problem.spec, problem.spec.groups, len(problem.x_spatial)
+    spec, G = problem.spec, problem.spec.groups
     if G == 1 or problem.features > SMALL * G:
         return None
     in_a_row = is_in_a_row(problem)
@@ -65,18 +55,16 @@ def rule(problem: ConvProblem) -> Plan | None:
     alone = problem.channels * problem.features == G
     few_taps = taps <= 2 * LANES
     fills = G >= LANES or alone or few_taps
-    # As many taps take as long with full vectors.
-    reads = taps * problem.channels * max(LANES / problem.features, 1)
     undilated = max(spec.lhs_dilation, default=1) == 1
-    few = not in_a_row and reads <= (ZEROS if rank < 3 else ZEROS_3D)
-    few_zeros = undilated or few
     single = problem.features == G and weights <= depthwise.TERMS
     copied = math.prod(problem.x_spatial) * problem.batch * problem.features
     in_cache = weights <= SQUARE * taps and 4 * copied <= by_image.BLOCK
     in_cache &= problem.channels * taps <= depthwise.TERMS
     small = problem.channels == 1 or weights <= WEIGHTS or single or in_cache
-    if not (depthwise.applies(problem) and small and fills and few_zeros):
+    if not (depthwise.applies(problem) and small and fills):
         return None
+    if not undilated:
+        return None if in_a_row else _of_zeros(problem)
     if stencil.applies(problem) and not shifts.applies(problem):
         costs = {
             "depthwise": depthwise.cost(problem),
@@ -85,3 +73,22 @@ def rule(problem: ConvProblem) -> Plan | None:
         return cheapest(costs)
     reason = "few channels per group, summed tap by tap"
     return Plan("depthwise", reason, depthwise.cost(problem))
+
+
+def _of_zeros(problem: ConvProblem) -> Plan | None:
+    """Of an input with zeros between its entries: read as such, or by phases.
+
+    Phases multiply by few of the zeros, but interleave. The input gradient of a 3x3
+    layer with stride 2 took 137 ms by stock, 15 by phases and 0.95 with three quarters
+    of the terms zero; 7x7 with 24 channels at 112x56 0.10 by phases and 0.31. With the
+    channels first phases were the faster ones in 29 of 39 random layers, 2.1 times in
+    geometric mean (AMD EPYC with AVX-512). Over 190 random input gradients the choice
+    takes 1.05 times as long as the faster, 1.23 with a bound on the taps (Intel Xeon).
+    """
+    if not subpixel.applies(problem):
+        return None
+    costs = {
+        "depthwise": depthwise.cost(problem),
+        "subpixel": subpixel.depthwise_cost(problem),
+    }
+    return cheapest(costs)
