@@ -599,6 +599,8 @@ LAYERS = {
     "1x1g16.to-one.nchw": layer("", 8, (28, 28), 32, 16, (1, 1), groups=16,
                                 channels_first=True),
     "cropped": layer("", 2, (57, 56), 128, 32, (3, 3), strides=4),
+    "3d.g4.to-one": layer("", 2, (21, 15, 18), 128, 4, (3, 3, 3), dilation=4, groups=4,
+                          padding=(4, 4)),
     "3d.one.images": layer("", 64, (14, 20, 10), 1, 8, (3, 3, 3), strides=2,
                            padding=(1, 1)),
     "3d.dw3s3": layer("", 8, (13, 10, 14), 24, 24, (3, 3, 3), strides=3, groups=24,
@@ -613,6 +615,7 @@ ESTIMATED = (
     "multiplier.rgb",
     "grouped.1d.nchw",
     "3d.wide",
+    "1x1g4.to-one",
     "1x1g16.to-one.nchw",
 )
 
@@ -665,6 +668,7 @@ ESTIMATED = (
         ("large.transposed", "subpixel", "patches", "swap"),
         ("cropped", "direct", "channels_last", "patches_gradient"),
         ("to-one.s2", "direct", "by_image", "swap"),
+        ("3d.g4.to-one", "stencil", "depthwise", "swap"),
         ("3d.one.images", "stencil", "subpixel", "patches_gradient"),
         ("3d.dw3s3", "depthwise", "subpixel", "depthwise_gradient"),
         ("transposed.g2", "subpixel", "stencil", "swap"),
