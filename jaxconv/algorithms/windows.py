@@ -178,8 +178,8 @@ def windows(
       outputs: o along each axis; with the other indices, of shapes that broadcast.
       taps: t along each axis.
       *blocks: g, or nothing.
-      part: where to start among the C entries, and how many to read, if not all are to
-        be read; not of a slice.
+      part: where to start among the C entries, and how many to read; None for all of
+        them, as it must be if `batch` is a slice.
 
     Returns:
       [*broadcast, C], with the whole batch first if `batch` is a slice.

@@ -66,7 +66,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     costs |= _by_patches(problem, processor)
     exchanged = swap.swapped_problem(problem)
     if not own and depthwise_gradient.applies(exchanged):
-        inner = plan(exchanged) if _is_exchanged(problem, exchanged) else None
+        inner = plan(exchanged) if _is_worth_exchanging(problem, exchanged) else None
         if inner is not None and inner.seconds is not None:
             costs["swap"] = inner.seconds
     elif patches_gradient.applies(exchanged) and not larger_windows.rule(exchanged):
@@ -100,8 +100,8 @@ def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     return spec.batch_group_count > 1 and known and depthwise_gradient.applies(problem)
 
 
-def _is_exchanged(problem: ConvProblem, exchanged: ConvProblem) -> bool:
-    """Whether one of groups of one feature is a depthwise one when it is exchanged.
+def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
+    """Whether one with one feature in each group, exchanged a depthwise one, is to be.
 
     Not with zeros between the entries of what x is then, nor where both are, which
     would be exchanged without end. Over 159 random kernel gradients the choice takes

@@ -29,7 +29,7 @@ def bounded(problem: ConvProblem, chosen: Plan) -> Plan:
     reason = f"bounds the memory of {chosen.algorithm}"
     single = problem.batch == 1 or by_image.image_bytes(problem) > by_image.BLOCK
     # Rows are cut out of a copy of x with its zeros in place.
-    small = 4 * math.prod(problem.x_shape) <= math.prod(problem.output_shape)
+    small = 4 * read <= written
     if phases and single and small and by_rows.applies(problem):
         return chosen._replace(algorithm="by_rows", reason=reason)
     if by_image.applies(problem):
