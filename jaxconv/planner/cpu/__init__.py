@@ -41,7 +41,7 @@ def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
     plan = functools.partial(rule, processor=processor)
     rules = (
         larger_windows.rule,
-        products.dense,
+        functools.partial(products.dense, processor=processor),
         products.grouped,
         functools.partial(gradients.of_depthwise, processor=processor, plan=plan),
         depthwise.rule,
