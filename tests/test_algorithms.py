@@ -357,6 +357,24 @@ def test_large_images_are_taken_by_rows():
     assert memory.temp_size_in_bytes < 8 << 20  # y has 51 MB
 
 
+@pytest.mark.parametrize(
+    ("taps", "channels_first", "algorithm"),
+    [(2, True, "subpixel"), (3, True, "by_image"), (3, False, "depthwise")],
+)
+def test_phases_of_depthwise_layers_are_not_copied(taps, channels_first, algorithm):
+    # Those of one tap XLA interleaves as it multiplies; 13 MB at once otherwise.
+    case = layer("", 32, (56, 56), 32, 32, (taps, taps), strides=2, groups=32,
+                 channels_first=channels_first)  # fmt: skip
+    problem = problem_in(case, "input_gradient", jnp.float32)
+    assert plan(problem, "cpu").algorithm == algorithm
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)
+              for shape in (problem.x_shape, problem.kernel_shape)]  # fmt: skip
+    geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **geometry)
+    memory = jax.jit(conv).lower(*arrays).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 5 << 20
+
+
 def test_transforms_of_many_groups_are_taken_in_blocks():
     case = layer("", 4, (56, 56), 96, 96, (31, 31), groups=96, padding=(15, 15))
     arrays = [jax.ShapeDtypeStruct(s, jnp.float32)

@@ -141,6 +141,12 @@ def weights(problem: ConvProblem) -> int:
     return taps * problem.channels * problem.features
 
 
+def window(problem: ConvProblem) -> int:
+    """Taps of a window of k'."""
+    axes = (axis for axis in _solved(problem) if axis is not None)
+    return math.prod(axis.taps.shape[1] for axis in axes)
+
+
 def cost(problem: ConvProblem) -> float:
     """Seconds, about: products, the arrays, k', and what is transposed.
 
@@ -148,10 +154,8 @@ def cost(problem: ConvProblem) -> float:
     layers of one and two axes on 2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1,
     float32, over which the cheaper of the two takes 1.06 times as long as the faster.
     """
-    solved = [axis.taps for axis in _solved(problem) if axis is not None]
-    windows = math.prod(taps.shape[1] for taps in solved)
     outputs = math.prod(problem.output_shape)
-    products = 2.2e-12 * 2 * outputs * problem.channels * windows
+    products = 2.2e-12 * 2 * outputs * problem.channels * window(problem)
     written = (2e-10 if outputs <= direct.CACHED else 4e-10) * outputs
     moved = 1.5e-10 * math.prod(problem.x_shape) + 2.1e-10 * transposed(problem)
     return 1.9e-5 + products + written + 6.5e-10 * weights(problem) + moved
@@ -165,10 +169,9 @@ def depthwise_cost(problem: ConvProblem) -> float:
     in the scale of `depthwise.cost`, which is less than half of its time there: the
     cheaper of the two takes 1.05 times as long as the faster.
     """
-    tables = [axis.taps for axis in _solved(problem) if axis is not None]
-    copies = math.prod(problem.x_shape) * math.prod(len(taps) for taps in tables)
-    windows = math.prod(taps.shape[1] for taps in tables)
-    products = math.prod(problem.output_shape) * problem.channels * windows
+    axes = (axis for axis in _solved(problem) if axis is not None)
+    copies = math.prod(problem.x_shape) * math.prod(len(axis.taps) for axis in axes)
+    products = math.prod(problem.output_shape) * problem.channels * window(problem)
     return 2.5e-5 + 8e-11 * products + 3.5e-11 * copies
 
 

@@ -35,9 +35,8 @@ def rule(problem: ConvProblem) -> Plan | None:
     # A large copy of the kernel is worth its memory where XLA has no routine.
     small = subpixel.weights(problem) * problem.dtype.itemsize <= by_image.BLOCK
     if small or pad.is_exchanged(problem):
-        blocks = memory.bounded(problem, Plan("subpixel", "phases"))
-        alone = 1.0 if blocks.algorithm == "subpixel" else BLOCKS
-        costs["subpixel"] = alone * subpixel.cost(problem)
+        blocks = 1.0 if memory.is_whole(problem, "subpixel") else BLOCKS
+        costs["subpixel"] = blocks * subpixel.cost(problem)
     return cheapest(costs)
 
 
