@@ -680,6 +680,8 @@ LAYERS = {
                       padding=(1, 1)),
     "transposed.g2": layer("", 8, (41, 18), 8, 2, (2, 2), input_dilation=4, groups=2,
                            padding=(1, 1)),
+    "1d.even.first": layer("", 16, (2048,), 96, 8, (4,), padding=(2, 2),
+                           channels_first=True),
     "to-one.s2": layer("", 16, (14, 28), 512, 1, (5, 5), strides=2, padding=(2, 2)),
 }  # fmt: skip
 WELL_RUN = ("dense", "stem", "dense.nchw")
@@ -745,6 +747,7 @@ ESTIMATED = (
         ("3d.one.images", "stencil", "subpixel", "patches_gradient"),
         ("3d.dw3s3", "depthwise", "subpixel", "depthwise_gradient"),
         ("transposed.g2", "subpixel", "stencil", "swap"),
+        ("1d.even.first", "overlap_add", "channels_last", "swap"),
     ],
 )
 def test_what_was_measured_to_be_fast_is_planned(

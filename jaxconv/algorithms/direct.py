@@ -59,15 +59,16 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     It packs the cotangent as the weights of a convolution whose features fill vectors
     and whose channels are the layer's images. Windows of few images are read slowly,
     three dimensions much more so, and a dilated input, as of transposed layers, most:
-    it has no routine for those, nor for windows that are larger than the input. Fitted
-    as the cost of `patches_gradient` is.
+    it has no routine for those, nor for windows that are larger than the input and are
+    not padded. Fitted as the cost of `patches_gradient` is.
     """
     rank, points = len(problem.x_spatial), math.prod(problem.kernel_spatial)
     window = problem.channels * points
     rows = problem.batch * math.prod(problem.output_spatial)
-    if max(problem.spec.lhs_dilation) > 1:
-        rate = 4e9 if pad.is_exchanged(problem) else 9e9
-        return 2 * rows * window * problem.features / rate
+    exchanged = pad.is_exchanged(problem) and not pad.mends(problem)
+    if exchanged or max(problem.spec.lhs_dilation) > 1:
+        rate = 4e9 if exchanged else 9e9
+        return 2.1e-5 + 2 * rows * window * problem.features / rate
     lanes = 8 if processor is Processor.NARROW else 16
     flops = 2 * rows * window * -(-problem.features // lanes) * lanes
     if processor is Processor.NARROW:

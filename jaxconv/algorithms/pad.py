@@ -24,7 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.windows import padded_bytes
 from jaxconv.spec import ConvProblem
+
+COPY = 8 << 20
+"""Bytes of x with its zeros up to which they are laid around it for XLA's sake."""
 
 
 def is_exchanged(problem: ConvProblem) -> bool:
@@ -38,6 +42,12 @@ def applies(problem: ConvProblem) -> bool:
     pads = [pad for pair in problem.spec.padding for pad in pair]
     undilated = all(dilation == 1 for dilation in problem.spec.lhs_dilation)
     return problem.is_static and undilated and max(pads, default=0) > 0 <= min(pads)
+
+
+def mends(problem: ConvProblem) -> bool:
+    """Whether XLA would exchange the two, and zeros around x are a small copy."""
+    exchanged = is_exchanged(problem) and applies(problem)
+    return exchanged and padded_bytes(problem) <= COPY
 
 
 def run(

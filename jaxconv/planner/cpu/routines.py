@@ -4,8 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxconv.algorithms import by_image, channels_last, pad
-from jaxconv.algorithms.windows import padded_bytes
+from jaxconv.algorithms import channels_last, pad
 from jaxconv.planner.choice import Plan
 from jaxconv.spec import ConvProblem
 
@@ -20,20 +19,11 @@ With 0.7 it takes 1.12 times as long, with 1.2 1.09 times.
 
 def mended(problem: ConvProblem) -> Plan | None:
     """A plan that lets XLA:CPU use its own routine, by laying out zeros or axes."""
-    if _is_exchanged(problem):
+    if pad.mends(problem):
         return Plan("pad", "XLA:CPU exchanges input and kernel, if that has more taps")
     if _is_routine(problem):
         return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
     return None
-
-
-def _is_exchanged(problem: ConvProblem) -> bool:
-    """Whether zeros around x keep XLA:CPU from exchanging it with the kernel."""
-    return (
-        pad.is_exchanged(problem)
-        and pad.applies(problem)
-        and padded_bytes(problem) <= 2 * by_image.BLOCK
-    )
 
 
 def _is_routine(problem: ConvProblem) -> bool:
