@@ -142,6 +142,10 @@ GEOMETRY = (
 )
 
 
+def geometry_of(problem):
+    return {field: getattr(problem.spec, field) for field in GEOMETRY}
+
+
 def problem_of(case, dtype=jnp.float32):
     spec = conv_spec(Caller("t"), case.x_shape, case.kernel_shape, **case.geometry)
     # A divisor of the groups, as if vmap had made so many of them.
@@ -245,9 +249,19 @@ def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_block
     assert applied >= 5
 
 
-def compiled_text(conv, *shapes):
+def lowered(conv, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jax.jit(conv).lower(*arrays).as_text()
+    return jax.jit(conv).lower(*arrays)
+
+
+def compiled_text(conv, *shapes):
+    return lowered(conv, *shapes).as_text()
+
+
+def temporary_bytes(conv, *shapes):
+    memory = lowered(conv, *shapes).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
 
 
 @pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 0), (0, 5), (7, 1), (4, 4)])
@@ -353,11 +367,8 @@ def test_large_images_are_taken_by_rows():
     case = layer("", 1, (112, 112), 128, 64, (4, 4), input_dilation=4, padding=(3, 0))
     assert plan(problem_of(case), "cpu").algorithm == "by_rows"
     conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
-    arrays = [jax.ShapeDtypeStruct(s, jnp.float32)
-              for s in (case.x_shape, case.kernel_shape)]  # fmt: skip
-    memory = jax.jit(conv).lower(*arrays).compile().memory_analysis()
-    assert memory is not None
-    assert memory.temp_size_in_bytes < 8 << 20  # y has 51 MB
+    bytes_needed = temporary_bytes(conv, case.x_shape, case.kernel_shape)
+    assert bytes_needed < 8 << 20  # y has 51 MB
 
 
 @pytest.mark.parametrize(
@@ -370,29 +381,22 @@ def test_phases_of_depthwise_layers_are_not_copied(taps, channels_first, algorit
                  channels_first=channels_first)  # fmt: skip
     problem = problem_in(case, "input_gradient", jnp.float32)
     assert plan(problem, "cpu").algorithm == algorithm
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)
-              for shape in (problem.x_shape, problem.kernel_shape)]  # fmt: skip
-    geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
-    conv = functools.partial(jaxconv.lax.conv_general_dilated, **geometry)
-    memory = jax.jit(conv).lower(*arrays).compile().memory_analysis()
-    assert memory is not None
-    assert memory.temp_size_in_bytes < 5 << 20
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **geometry_of(problem))
+    shapes = problem.x_shape, problem.kernel_shape
+    assert temporary_bytes(conv, *shapes) < 5 << 20
 
 
 def test_transforms_of_many_groups_are_taken_in_blocks():
     case = layer("", 4, (56, 56), 96, 96, (31, 31), groups=96, padding=(15, 15))
-    arrays = [jax.ShapeDtypeStruct(s, jnp.float32)
-              for s in (case.x_shape, case.kernel_shape)]  # fmt: skip
 
     def gradients(x, kernel):
         conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
         y, pull_back = jax.vjp(conv, x, kernel)
         return pull_back(y)
 
-    memory = jax.jit(gradients).lower(*arrays).compile().memory_analysis()
-    assert memory is not None
+    bytes_needed = temporary_bytes(gradients, case.x_shape, case.kernel_shape)
     x_bytes = 4 * 4 * 56 * 56 * 96  # y is a temporary here, and old versions copy x
-    assert memory.temp_size_in_bytes < 3 * x_bytes + (8 << 20)  # 57 MB at once
+    assert bytes_needed < 3 * x_bytes + (8 << 20)  # 57 MB at once
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -413,7 +417,7 @@ def test_transforms_of_large_windows_are_as_exact_as_sums(name, dtype, role):
         )
         y = fourier.run(problem, x, kernel, directly)
         assert y.dtype == dtype
-        geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
+        geometry = geometry_of(problem)
         expected = reference_conv(
             np.asarray(x, np.float64), np.asarray(kernel, np.float64), **geometry
         )
@@ -433,7 +437,7 @@ def test_products_of_few_features_are_as_exact_as_stock(channels, features):
         generator.uniform(0.5, 1.5, shape).astype(np.float32)
         for shape in (problem.x_shape, problem.kernel_shape)
     )
-    geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
+    geometry = geometry_of(problem)
     expected = reference_conv(x.astype(float), kernel.astype(float), **geometry)
     run = jax.jit(functools.partial(product.run, problem, conv=directly))
     stock = jax.jit(functools.partial(directly, problem.spec))
@@ -860,7 +864,7 @@ def test_plans_on_gpus_equal_the_reference(role, integers):
         if plan(problem, "gpu").algorithm == "fourier":  # which rounds
             np.testing.assert_allclose(y, np.rint(y), atol=1e-2)
             y = np.rint(y)
-        geometry = {field: getattr(problem.spec, field) for field in GEOMETRY}
+        geometry = geometry_of(problem)
         expected = reference_conv(x, kernel, **geometry)
         np.testing.assert_array_equal(y, expected, err_msg=case.name)
 

@@ -29,6 +29,7 @@ input dilation as nested loops save for ungrouped 1-D and 2-D: the input gradien
 ViT patch embedding (16×16, stride 16, 8 images of 224) took 621 ms, and so 17.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -64,6 +65,7 @@ class Phases(NamedTuple):
     shift: int
 
 
+@functools.lru_cache(maxsize=4096)  # costs and bounds ask for the same ones
 def phases(
     size: int,
     taps: int,

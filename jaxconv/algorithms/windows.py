@@ -358,17 +358,17 @@ def transposed(problem: ConvProblem) -> int:
     return moved + (0 if y_axes[1] == last else math.prod(problem.output_shape))
 
 
-def blocks_of(total: int, size: int) -> tuple[int, int]:
+def blocks_of(total: int, size: int, more: int = 2) -> tuple[int, int]:
     """(number, size) of the blocks of at most `size` that cover `total`.
 
-    They are of equal sizes where less than twice as many as necessary can be.
+    They are of equal sizes where less than `more` times as many as necessary can be.
 
     Example:
       >>> blocks_of(10, 4), blocks_of(12, 5), blocks_of(11, 4)
       ((5, 2), (3, 4), (3, 4))
     """
     least = -(-total // max(min(size, total), 1))
-    for count in range(least, 2 * least):
+    for count in range(least, more * least):
         if total % count == 0:
             return count, total // count
     return least, -(-total // least)
