@@ -125,7 +125,7 @@ GRADIENTS = [
 ]
 TABLE = [
     *CASES,
-    *map(random_case, range(100, 160)),
+    *map(random_case, range(100, 140)),
     *DEPTHWISE,
     *POINTWISE,
     *OUTERMOST,
@@ -155,7 +155,7 @@ def problem_of(case, dtype=jnp.float32):
 
 
 def directly(spec, x, kernel):
-    """The smaller convolutions by lax, in integers, where lax makes no mistakes."""
+    """The smaller convolutions by lax."""
     problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype)
     return direct.run(problem, x, kernel, directly)
 
@@ -191,6 +191,10 @@ def small_blocks(monkeypatch):
             monkeypatch.setattr(module, constant, size)
 
 
+# They multiply by zeros what may be infinite, where the sums have neither.
+SPREADING = ("fourier", "slices_gradient", "subpixel", "swap")
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithm_equals_the_reference_wherever_it_applies(name, integers):
     equals_the_reference_wherever_it_applies(name, integers)
@@ -205,48 +209,25 @@ def test_algorithm_in_many_blocks_equals_the_reference(name, integers, small_blo
 
 def equals_the_reference_wherever_it_applies(name, integers, options=None):
     algorithm, applied = ALGORITHMS[name], 0
-    dtype = np.float32 if name == "fourier" else np.int32
     for case in TABLE:
-        problem = problem_of(case, dtype)
-        if algorithm.applies(problem):
-            x, kernel = integers(*case.x_shape), integers(*case.kernel_shape)
-            run = functools.partial(algorithm.run, problem, conv=directly)
-            compiled = jax.jit(run, compiler_options=options)
-            y = np.asarray(compiled(x.astype(dtype), kernel.astype(dtype)))
-            expected = reference_conv(x, kernel, **case.geometry)
-            np.testing.assert_allclose(y, np.rint(y), atol=1e-3)
-            np.testing.assert_array_equal(np.rint(y), expected, err_msg=case.name)
-            applied += 1
-    fewer = {"empty": 2, "product": 5, "shifts": 9, "by_output": 9}
-    assert applied >= fewer.get(name, 10)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("crop", "product", "by_image", "fold_depth", "per_group", "patches"),
-        *("patches_gradient", "shifts", "depthwise", "depthwise_gradient"),
-        *("channels_last", "by_tap", "by_member", "by_output", "by_groups"),
-        "pointwise_groups",
-    ],
-)
-def test_infinities_reach_no_outputs_that_they_do_not_in_stock(name, small_blocks):
-    algorithm, applied = ALGORITHMS[name], 0
-    for case in (*TABLE[: len(CASES) + 20], *DEPTHWISE, *POINTWISE, *OUTERMOST, *SUMS):
         problem = problem_of(case)
-        if not algorithm.applies(problem) or 0 in (*case.x_shape, *case.kernel_shape):
-            continue
-        generator = np.random.default_rng(1)
-        x, kernel = (
-            generator.uniform(1, 2, shape).astype(np.float32)
-            for shape in (case.x_shape, case.kernel_shape)
-        )
-        x.flat[generator.integers(x.size)] = np.inf
-        run = functools.partial(algorithm.run, problem, conv=directly)
-        y, stock = jax.jit(run)(x, kernel), directly(problem.spec, x, kernel)
-        assert np.all(np.isfinite(y) | ~np.isfinite(stock)), case.name
-        applied += 1
-    assert applied >= 5
+        if algorithm.applies(problem):
+            run = functools.partial(algorithm.run, problem, conv=directly)
+            run = jax.jit(run, compiler_options=options)
+            reference = functools.partial(reference_conv, **case.geometry)
+            x, kernel = integers(*case.x_shape), integers(*case.kernel_shape)
+            y = np.asarray(run(x, kernel))
+            np.testing.assert_allclose(y, np.rint(y), atol=1e-3)
+            expected = reference(x, kernel)
+            np.testing.assert_array_equal(np.rint(y), expected, err_msg=case.name)
+            if x.size and name not in SPREADING:
+                x.flat[np.random.default_rng(1).integers(x.size)] = np.inf
+                kernel = abs(kernel) + 1  # no infinity less another
+                y, expected = run(x, kernel), reference(x, kernel)
+                np.testing.assert_array_equal(y, expected, err_msg=case.name)
+            applied += 1
+    fewer = {"empty": 2, "product": 5, "shifts": 9, "by_output": 8}
+    assert applied >= fewer.get(name, 10)
 
 
 def lowered(conv, *shapes):
