@@ -60,7 +60,7 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     and whose channels are the layer's images. Windows of few images are read slowly,
     three dimensions much more so, and a dilated input, as of transposed layers, most:
     it has no routine for those, nor for windows that are larger than the input and are
-    not padded. Fitted as the cost of `patches_gradient` is.
+    not padded. Fitted as the cost of `patches_gradient` is, for the Xeon to 730 layers.
     """
     rank, points = len(problem.x_spatial), math.prod(problem.kernel_spatial)
     window = problem.channels * points
@@ -77,8 +77,8 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
         packed = 0.9e-9 * window * problem.features
         # Some are ten times slower than this, so that only half of it is believed.
         return 2 * (8e-5 + packed + read * rows * window + flops / rate)
+    moved = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
     if processor is Processor.WIDE_AMD:
-        moved = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
         if rank == 1:
             read = 1.1e-9 + 0.19e-9 * max(problem.channels / 4, 1)
             return 2.3e-5 + read * rows * points + flops / 450e9 + 0.3e-9 * moved
@@ -89,18 +89,14 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     cached = 4 * window * problem.features <= 1.61e6
     apart = max(*problem.spec.rhs_dilation, *problem.spec.window_strides) > 1
     if rank == 1:
-        rate = 250e9
-    elif rank > 2:
-        rate = 5e9 if apart else 20e9
-    elif apart:
-        rate = 200e9 if cached else 75e9
+        read, each = 1e-9 / problem.channels + 3e-10, 5.9e-12
+    elif rank == 2:
+        few = 3.1e-9 if apart and problem.features <= 24 else 0.0
+        read = ((0.54e-9 if apart else 1e-9) + few) / problem.channels
+        each = 1.1e-11 + (0.0 if cached else 0.8e-11 if apart else 2.8e-11)
     else:
-        rate = 250e9 if cached else 32e9
-    read = 0.06e-9 + (2.4e-9 if problem.features <= 24 else 0.37e-9) / problem.channels
-    # Of three axes, four times as long where the window's points, or steps, are apart:
-    # 3.8 in the mean of 58, and 11 where one channel of many images is read.
-    read *= {1: 0.25, 2: 1}.get(rank, 40 if apart else 10)
-    return 7e-5 + read * rows * window + flops / rate
+        read, each = (1.5e-8, 8.4e-12) if apart else (5.2e-9, 4.2e-12)
+    return 4e-5 + read * rows * window + each * flops + 0.7e-9 * moved
 
 
 def depthwise_gradient_cost(problem: ConvProblem) -> float:
