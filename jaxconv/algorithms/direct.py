@@ -87,15 +87,22 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
         return 3.9e-5 + 5.7e-9 * rows * window + flops / 310e9 + 0.7e-9 * moved
     # There are faster routines while the weights stay in the cache of a core.
     cached = 4 * window * problem.features <= 1.61e6
-    apart = max(*problem.spec.rhs_dilation, *problem.spec.window_strides) > 1
-    if rank == 1:
-        read, each = 1e-9 / problem.channels + 3e-10, 5.9e-12
-    elif rank == 2:
-        few = 3.1e-9 if apart and problem.features <= 24 else 0.0
-        read = ((0.54e-9 if apart else 1e-9) + few) / problem.channels
-        each = 1.1e-11 + (0.0 if cached else 0.8e-11 if apart else 2.8e-11)
-    else:
+    strided = max(problem.spec.rhs_dilation) > 1
+    apart = strided or max(problem.spec.window_strides) > 1
+    channel, few = 1 / problem.channels, problem.features <= 24
+    if rank == 1 and strided:
+        read, each = 4e-9 * channel + 3.2e-10, 5.6e-12
+    elif rank == 1:
+        read, each = 5.4e-10 * channel + 2e-10, 5e-12
+    elif rank > 2:
         read, each = (1.5e-8, 8.4e-12) if apart else (5.2e-9, 4.2e-12)
+    elif strided:
+        read = (8.8e-10 + 3.6e-9 * few) * channel
+        each = 1.2e-11 if cached else 2.1e-11
+    elif apart:
+        read, each = 2.6e-9 * few * channel, 7.5e-12 if cached else 1.2e-11
+    else:
+        read, each = 1e-9 * channel, 1.1e-11 if cached else 3.9e-11
     return 4e-5 + read * rows * window + each * flops + 0.7e-9 * moved
 
 
