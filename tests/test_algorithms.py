@@ -95,7 +95,9 @@ OUTERMOST = [
     if case.feature_group_count > 1 and len(case.x_shape) > 2
 ]
 SUMS = [
-    dataclasses.replace(case, name=f"sums.{case.name}", batch_group_count=4)
+    dataclasses.replace(
+        case, name=f"sums.{case.name}", batch_group_count=case.x_shape[0]
+    )
     for case in (
         layer("1d", 4, (7,), 3, 4, (5,)),
         layer("1d.first", 4, (7,), 3, 4, (5,), padding=(2, 1), channels_first=True),
@@ -106,6 +108,8 @@ SUMS = [
               channels_first=True),
         layer("2d.strided", 4, (7, 8), 1, 4, (3, 4), padding=(-1, 3), strides=2),
         layer("3d", 4, (4, 3, 5), 2, 4, (3, 2, 4), padding=(1, 1)),
+        layer("1d.features", 4, (7,), 2, 8, (5,), padding=(2, 1)),
+        layer("1d.strided-layer", 32, (9,), 2, 64, (3,), padding=(1, 0), dilation=2),
     )
 ]  # fmt: skip
 GRADIENTS = [

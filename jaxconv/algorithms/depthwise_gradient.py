@@ -20,8 +20,12 @@ s' and p' along that axis,
 
     a[o, b, (u, g), m] += x̃[g, q + b, o⃗, s'·o' + u − p'] · k[(g, m), q + b, u].
 
+Several features for each channel are channels of one each, x written once for each, or
+are taken one after the other where that copy would be large.
+
 Applies to batch groups of one image each without feature groups. Costs a read and a
-write of a for each two blocks, and a copy of x with the zeros of that axis in place.
+write of a for each two blocks, and a copy of x for each of several features, or with
+the zeros of that axis in place.
 Measured on 2 cores of an Intel Xeon, jax 0.12.0.1, float32, stock's ms and ours: 3x3 at
 56 147 and 3.2, with stride 2 39 and 1.1, 7x7 320 and 8.5, 1-D of 4 taps 130 and 4.8; on
 jax 0.10.2 141 and 2.7, 21 and 1.1, 379 and 7, 126 and 3.8.
@@ -154,10 +158,12 @@ def _is_repeated(problem: ConvProblem) -> bool:
     XLA moves in two passes; with strides the copy is larger, and 3.5 times slower
     where the channels fill the vectors anyway (Intel Xeon).
     """
-    few = problem.spec.batch_group_count < 2 * LANES
-    features = problem.features // problem.spec.batch_group_count
-    copied = features * math.prod(problem.x_shape)
-    return features > 1 and (few or copied <= 2 * math.prod(problem.kernel_shape))
+    groups = problem.spec.batch_group_count
+    copied = problem.features // groups * math.prod(problem.x_shape)
+    few = groups < 2 * LANES
+    return problem.features > groups and (
+        copied <= (8 if few else 2) * math.prod(problem.kernel_shape)
+    )
 
 
 def _beside(problem: ConvProblem) -> int:
