@@ -9,10 +9,11 @@ window, and each group's m features,
 For the layer, q counts the outputs of all images, o its taps and g its channels. The
 sum is taken block by block of q, entry by entry: with b counting within a block,
 
-    a[o, b, g, m] += x̃[g, q + b, o] · k[(g, m), q + b],
+    a[b, o, g, m] += x̃[g, q + b, o] · k[(g, m), q + b],
 
-and over b at the end. a stays in the cache, the loop over g uses the vector units, and
-x and k are read once. Its code does not grow with the number of taps.
+and over b at the end. a stays in the cache, the loop over g uses the vector units, the
+outputs find k and most of x where the one before left them, and both come from memory
+once. Its code does not grow with the number of taps.
 
 Few groups would leave these mostly empty. Points u along the window's last axis then
 stand beside them, and q counts runs of those, each in a row of x̃: with o = (o⃗, o') and
@@ -57,8 +58,11 @@ from jaxconv.algorithms.windows import (
 )
 from jaxconv.spec import ConvProblem
 
-SUMS = 1 << 17
-"""Entries of a: with fewer the loop's own cost shows, more leave the cache."""
+SUMS, TERMS = 1 << 18, 4
+"""Entries of a, and terms that each gets at a time.
+
+With fewer the loop's own cost shows, with more a leaves the cache.
+"""
 
 ROW = 1 << 14
 """Entries of a for each of a block up to which more points stand beside the groups."""
@@ -111,39 +115,43 @@ def run(
     beside = _beside(problem)
     lanes, terms = beside * G, (*kernel.shape[:-2], axes[-1].taps // beside)
     kernel = kernel.reshape(-1, lanes, m)  # [q, (u, g), m]
-    outputs = [o[:, None] for o in coordinates(axes, "outputs")]
+    outputs = [o[None] for o in coordinates(axes, "outputs")]
     if beside > 1:
         x = spanned(x, [x.ndim - 2], axes[-1:]).reshape(*x.shape[:-2], -1)
     x = entries(x)  # [C·I, G], the last axis beside G if points are
-    count, total = len(outputs[0]), len(kernel)
+    count, total = outputs[0].size, len(kernel)
     row = count * lanes
     # As many in a block as there are blocks: sums of sums, which rounding grows least.
-    pairs, pair = blocks_of(total, 2 * min(max(SUMS // row, 1), math.isqrt(total)))
-    size = -(-pair // 2)
+    at_a_time = min(TERMS, total)
+    most = min(max(SUMS // row, 1), math.isqrt(total), total // at_a_time)
+    blocks, part = blocks_of(-(-total // at_a_time), most)
+    size = at_a_time * part
 
     def read(c: jax.Array, t: list[jax.Array]) -> jax.Array:
-        """What the outputs read of channel c for the points t, [o, b, (u, g)]."""
+        """What the outputs read of channel c for the points t, [b, o, (u, g)]."""
         if beside == 1:
             return windows(x, axes, c, outputs, t)
-        first = axes[-1].stride * outputs[-1] + beside * t[-1][None]
-        part = (first * G, lanes)
-        return windows(x, axes[:-1], c, outputs[:-1], t[:-1], part=part)
+        first = axes[-1].stride * outputs[-1] + beside * t[-1]
+        run = (first * G, lanes)
+        return windows(x, axes[:-1], c, outputs[:-1], t[:-1], part=run)
 
     def sum_up(kernel: jax.Array) -> jax.Array:
         """The sums with what the groups have of one feature, [o, g]."""
 
-        def product(index: jax.Array) -> jax.Array:
-            start, q, new = block(index, 2 * pairs, size, total)
-            c, *t = unravel(q, terms)
-            k = lax.dynamic_slice_in_dim(kernel, start, size).astype(sums)
-            return only(new, read(c, t).astype(sums) * k[None], 1)
+        def add(index: jax.Array, a: jax.Array) -> jax.Array:
+            start, q, new = block(index, blocks, size, total)
+            places = unravel(q[:, None], terms)
+            for first in range(0, size, part):
+                own = slice(first, first + part)
+                c, *t = (place[own] for place in places)
+                k = lax.dynamic_slice_in_dim(kernel, start + first, part).astype(sums)
+                products = read(c, t).astype(sums) * k[:, None]
+                a = a + only(None if new is None else new[own], products)
+            return a
 
-        def add(pair: jax.Array, a: jax.Array) -> jax.Array:
-            return a + product(2 * pair) + product(2 * pair + 1)
-
-        a = zeros((count, size, lanes), sums, x)
-        a = loop(pairs, add, a, routine=total * row < FEW)
-        return a.sum(1).reshape(count, beside, G).sum(1).astype(problem.output_dtype)
+        a = zeros((part, count, lanes), sums, x)
+        a = loop(blocks, add, a, routine=total * row < FEW)
+        return a.sum(0).reshape(count, beside, G).sum(1).astype(problem.output_dtype)
 
     y = jnp.stack([sum_up(kernel[..., feature]) for feature in range(m)], -1)
     y = y.reshape(1, *problem.output_spatial, -1)  # [1, *O, (g, m)]
