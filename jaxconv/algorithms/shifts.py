@@ -13,16 +13,21 @@ cores of an AMD EPYC, jax 0.12.0.1, float32, with the channels first: 3x3 at 56,
 channels, 93 ms by stock, 7.9 by `depthwise`, which transposes, and so 2.4.
 """
 
-import functools
 import math
-import operator
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import accumulator, axes_of, countable, every, spanned
+from jaxconv.algorithms.windows import (
+    accumulator,
+    added_up,
+    axes_of,
+    countable,
+    every,
+    spanned,
+)
 from jaxconv.spec import ConvProblem
 
 TAPS = 64
@@ -64,6 +69,6 @@ def run(
         shifted = every(x, spatial, starts, problem.output_spatial, spec.window_strides)
         return shifted.astype(sums) * kernel[(*tap, 0)].reshape(per_channel)
 
-    y = functools.reduce(operator.add, map(term, np.ndindex(*problem.kernel_spatial)))
+    y = added_up([term(tap) for tap in np.ndindex(*problem.kernel_spatial)])
     y = y.astype(problem.output_dtype).transpose(batch, *spatial, channel)
     return spec.laid_out(y)

@@ -20,7 +20,6 @@ and 6.4 by patches or group by group; with the channels first 13 and 2.8; 3 chan
 3 at 112 1.8 and 0.5; 1 to 1, 7x7 at 128 1.6 and 0.18; 1 to 8, 3x3x3 at 32 13 and 0.3.
 """
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +33,7 @@ from jaxconv.algorithms.windows import (
     LANES,
     Axis,
     accumulator,
+    added_up,
     axes_of,
     block,
     blocks_of,
@@ -181,7 +181,7 @@ def _features_first(
                 run = lax.slice_in_dim(own[phase][:, :, c], start, start + length, 1, 2)
                 terms.append(run[:, :, None].astype(sums) * numbers[(c, *tap)])
         # Two sums of some terms are more accurate than one of all.
-        total = functools.reduce(operator.add, terms)
+        total = added_up(terms)
         return total if y is None else y + total
 
     if size == problem.channels:

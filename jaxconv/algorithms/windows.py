@@ -36,6 +36,9 @@ it with places that depend on x. Compiling these takes 1.4 times as long.
 LANES = 16
 """Entries of a vector of 512 bits, in float32."""
 
+CHAIN = 4
+"""Terms that are added up one after the other."""
+
 Index = Any
 """An int array, of NumPy where it is static and of JAX where it is computed."""
 
@@ -304,6 +307,20 @@ def every(
         start[place], strides[place] = first, step
         limit[place] = first + step * (count - 1) + 1
     return lax.slice(x, start, limit, strides)
+
+
+def added_up(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of the terms, as a sum of sums of a few of them.
+
+    A processor adds up several short sums at a time, and of one long sum each term only
+    after the one before; and rounding grows less. Depthwise layers of 7x7 taps are 1.2
+    to 1.6 times as fast, of 3x3 taps 1.0 to 1.3 times (Intel Xeon).
+    """
+    sums = [
+        functools.reduce(operator.add, terms[first : first + CHAIN])
+        for first in range(0, len(terms), CHAIN)
+    ]
+    return functools.reduce(operator.add, sums)
 
 
 def padded_bytes(problem: ConvProblem) -> int:
