@@ -169,7 +169,6 @@ def windows(
     outputs: Sequence[Index],
     taps: Sequence[Index],
     *blocks: Index,
-    part: tuple[Index, int] | None = None,
 ) -> jax.Array:
     """What the outputs read for the taps, zero where there is no entry.
 
@@ -181,33 +180,70 @@ def windows(
       outputs: o along each axis; with the other indices, of shapes that broadcast.
       taps: t along each axis.
       *blocks: g, or nothing.
-      part: where to start among the C entries, and how many to read; None for all of
-        them, as it must be if `batch` is a slice.
 
     Returns:
       [*broadcast, C], with the whole batch first if `batch` is a slice.
     """
-    start, count = part or (np.int32(0), x.shape[-1])
-    rank = max(i.ndim for i in (*outputs, *taps, *blocks, start))
-    found, there = _reads(axes, outputs, taps, rank)
-    if isinstance(batch, slice):
-        if len(x) * x.shape[-1] < FEW:
-            x, found = lax.optimization_barrier((x, found))
-        X = x.at[(batch, *found)].get(mode="promise_in_bounds")
-    else:
-        sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
-        linear = _linear((batch, *found, *blocks), sizes, rank)
-        places = [linear]
-        if part is not None:
-            places = jnp.broadcast_arrays(linear, _of_rank(start, rank))
-        X = lax.gather(
-            x.reshape(-1, x.shape[-1]),
-            jnp.stack(places, -1),
-            lax.GatherDimensionNumbers((rank,), (0,), tuple(range(len(places)))),
-            (1, count),
-            mode="promise_in_bounds",
-        )
+    if not isinstance(batch, slice):
+        return read(x, places(x, axes, batch, outputs, taps, *blocks))
+    found, there = _reads(axes, outputs, taps, max(i.ndim for i in (*outputs, *taps)))
+    if len(x) * x.shape[-1] < FEW:
+        x, found = lax.optimization_barrier((x, found))
+    X = x.at[(batch, *found)].get(mode="promise_in_bounds")
     return jnp.where(_of_rank(there, X.ndim), X, jnp.zeros((), x.dtype))
+
+
+class Places(NamedTuple):
+    """Which of the `entries` of x are read.
+
+    Attributes:
+      indices: of the entries.
+      there: whether there is one, [..., 1].
+      starts: where in an entry to start, None for its first.
+    """
+
+    indices: jax.Array
+    there: Index
+    starts: jax.Array | None = None
+
+
+def places(
+    x: jax.Array,
+    axes: Sequence[Axis],
+    batch: Index,
+    outputs: Sequence[Index],
+    taps: Sequence[Index],
+    *blocks: Index,
+) -> Places:
+    """Where `windows` finds what it returns."""
+    rank = max(i.ndim for i in (batch, *outputs, *taps, *blocks))
+    found, there = _reads(axes, outputs, taps, rank)
+    sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
+    return Places(_linear((batch, *found, *blocks), sizes, rank), there)
+
+
+def read(x: jax.Array, places: Places, count: int | None = None) -> jax.Array:
+    """What stands at the places, zero where there is no entry.
+
+    Args:
+      x: the `entries`.
+      places: which of them.
+      count: how much of an entry to read, None for all of it.
+
+    Returns:
+      [..., count].
+    """
+    indices, there, starts = places
+    rank = indices.ndim
+    which = [indices] if starts is None else jnp.broadcast_arrays(indices, starts)
+    X = lax.gather(
+        x.reshape(-1, x.shape[-1]),
+        jnp.stack(which, -1),
+        lax.GatherDimensionNumbers((rank,), (0,), tuple(range(len(which)))),
+        (1, count or x.shape[-1]),
+        mode="promise_in_bounds",
+    )
+    return jnp.where(there, X, jnp.zeros((), x.dtype))
 
 
 def _reads(
