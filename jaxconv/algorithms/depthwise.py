@@ -142,6 +142,7 @@ def run(
     kernel = kernel.reshape(-1, problem.features).astype(sums)  # [(c, t), F]
     outputs = np.ix_(*(np.arange(axis.outputs, dtype=np.int32) for axis in axes))
     total, shape = len(kernel), (problem.batch, *problem.output_spatial)
+    is_padded = _is_padded(problem)
 
     def copies(channels: Iterable[int]) -> list[jax.Array]:
         """Channel c of each group, for each of the group's features: [N, *I, F]."""
@@ -170,7 +171,7 @@ def run(
         return spec.laid_out(y.astype(problem.output_dtype))
 
     def of_channel(c: int, part: jax.Array) -> Iterator[jax.Array]:
-        own = padded(part, axes) if _is_padded(problem) else None
+        own = padded(part, axes) if is_padded else None
         for t in np.ndindex(*terms[1:]):
             k = kernel[np.ravel_multi_index((c, *t), terms)]
             if own is None:
@@ -195,7 +196,7 @@ def run(
     # Else what uses y adds it up once more, and what was read for each tap is kept for
     # that: the step of a temporal network takes 112 ms and 156 MB, and 140 and 291.
     y = y.astype(problem.output_dtype)
-    if _is_padded(problem):
+    if is_padded:
         # Slices have the order of y: with merged axes 49 of them compile in 205 instead
         # of 128 ms.
         y = lax.optimization_barrier(y)

@@ -19,7 +19,7 @@ Few groups would leave these mostly empty. Points u along the window's last axis
 stand beside them, and q counts runs of those, each in a row of x̃: with o = (o⃗, o') and
 s' and p' along that axis,
 
-    a[o, b, (u, g), m] += x̃[g, q + b, o⃗, s'·o' + u − p'] · k[(g, m), q + b, u].
+    a[b, o, (u, g), m] += x̃[g, q + b, o⃗, s'·o' + u − p'] · k[(g, m), q + b, u].
 
 Several features for each channel are channels of one each, x written once for each, or
 are taken one after the other where that copy would be large.
@@ -133,11 +133,10 @@ def run(
     def places_of(q: jax.Array) -> Places:
         """Where the outputs read for the points q, [b, o]."""
         c, *t = unravel(q[:, None], terms)
-        if beside == 1:
-            where = places(x, axes, c, outputs, t)
-        else:
+        kept = len(axes) - (beside > 1)
+        where = places(x, axes[:kept], c, outputs[:kept], t[:kept])
+        if beside > 1:
             starts = (axes[-1].stride * outputs[-1] + beside * t[-1]) * G
-            where = places(x, axes[:-1], c, outputs[:-1], t[:-1])
             where = where._replace(starts=starts)
         # Written down once for all terms of a step, of which each is compiled.
         there = jnp.broadcast_to(where.there, (len(q), count, 1))

@@ -222,18 +222,18 @@ def places(
     return Places(_linear((batch, *found, *blocks), sizes, rank), there)
 
 
-def read(x: jax.Array, places: Places, count: int | None = None) -> jax.Array:
+def read(x: jax.Array, where: Places, count: int | None = None) -> jax.Array:
     """What stands at the places, zero where there is no entry.
 
     Args:
       x: the `entries`.
-      places: which of them.
+      where: which of them.
       count: how much of an entry to read, None for all of it.
 
     Returns:
       [..., count].
     """
-    indices, there, starts = places
+    indices, there, starts = where
     rank = indices.ndim
     which = [indices] if starts is None else jnp.broadcast_arrays(indices, starts)
     X = lax.gather(
