@@ -84,43 +84,56 @@ def phases(
     period = min(axis.period, outputs)
     # A period that is cut short at `outputs` cannot occur twice.
     shifts = range(period) if period == axis.period else range(1)
-    solved = (_phases_from(shift, period, axis) for shift in shifts)
-    return min(
-        (phases for phases in solved if phases is not None),
-        key=lambda phases: (phases.taps.size * phases.repeats, phases.shift),
-        default=None,
-    )
-
-
-def _phases_from(shift: int, period: int, axis: Axis) -> Phases | None:
-    """Solve equation (1) for q = 0 with `shift` more outputs before the first."""
-    size, taps, outputs, stride, low, lhs_dilation, rhs_dilation = axis
-    low, outputs = low + stride * shift, outputs + shift
-    step, common = math.gcd(stride, lhs_dilation), math.gcd(rhs_dilation, lhs_dilation)
-    # d·t ≡ p − s·r (mod L) has solutions t if gcd(d, L) divides the right side: every
-    # (L / gcd)-th tap from the first.
-    every = lhs_dilation // common
-    inverse = pow(rhs_dilation // common, -1, every)
-    met: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for r in range(period):
-        right = low - stride * r
-        t = np.arange(right // common * inverse % every, taps, every)
-        if right % common == 0 and t.size:
-            met[r] = t, (rhs_dilation * t - right) // lhs_dilation
+    met = _met(axis, range(1 - len(shifts), period))
     if not met:
         return None
-    entries = np.unique(np.concatenate([entry for _, entry in met.values()]))
-    first, last = int(entries[0]), int(entries[-1])
-    dilation = int(np.gcd.reduce(entries - first)) or 1
-    table = np.full((period, (last - first) // dilation + 1), taps)
-    for r, (t, entry) in met.items():
-        table[r, (entry - first) // dilation] = t
-    count = -(-outputs // period)
+    o = np.array(list(met))
+    firsts, lasts = np.array([(i[0], i[-1]) for _, i in met.values()]).T
+    # The entries that one output reads are evenly spaced, alike for all of them.
+    step = max(int(i[1] - i[0]) if len(i) > 1 else 0 for _, i in met.values())
+
+    def entries(shift: int) -> tuple[int, int, int]:
+        """The first entry that a period reads, how many steps of δ to the last, δ."""
+        own = slice(*np.searchsorted(o, (-shift, period - shift)))
+        first, last = int(firsts[own].min()), int(lasts[own].max())
+        dilation = math.gcd(step, int(np.gcd.reduce(firsts[own] - first))) or 1
+        return first, (last - first) // dilation, dilation
+
+    def cost(shift: int) -> tuple[int, int]:
+        return (1 + entries(shift)[1]) * -(-(outputs + shift) // period), shift
+
+    shift = min(shifts, key=cost)
+    first, steps, dilation = entries(shift)
+    table = np.full((period, 1 + steps), taps)
+    for r in range(period):
+        if r - shift in met:
+            t, i = met[r - shift]
+            table[r, (i - first) // dilation] = t
+    count = -(-(outputs + shift) // period)
     # A period cut short at `outputs` has Q = 1, where any stride will do.
-    window_stride = stride // step if count > 1 else 1
-    reach = window_stride * (count - 1) + last
+    window_stride = stride * period // lhs_dilation if count > 1 else 1
+    reach = window_stride * (count - 1) + first + dilation * steps
     padding = -first, reach - (size - 1)
     return Phases(table, count, window_stride, dilation, padding, shift)
+
+
+def _met(axis: Axis, o: range) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Solve equation (1): the taps of each output that meet entries, and which these.
+
+    Outputs before the first are such as a shift puts there.
+    """
+    common = math.gcd(axis.rhs_dilation, axis.lhs_dilation)
+    # d·t ≡ p − s·o (mod L) has solutions t if gcd(d, L) divides the right side: every
+    # (L / gcd)-th tap from the first.
+    every = axis.lhs_dilation // common
+    inverse = pow(axis.rhs_dilation // common, -1, every)
+    met = {}
+    for output in o:
+        right = axis.low - axis.stride * output
+        t = np.arange(right // common * inverse % every, axis.taps, every)
+        if right % common == 0 and t.size:
+            met[output] = t, (axis.rhs_dilation * t - right) // axis.lhs_dilation
+    return met
 
 
 def applies(problem: ConvProblem) -> bool:
