@@ -85,8 +85,7 @@ class Explanation(NamedTuple):
                         conv.problem.output_shape,
                     )
                 ),
-                f"{conv.flops / 1e6:.3g}",
-                f"{conv.bytes / 1e6:.3g}",
+                *_millions(conv),
                 conv.algorithm,
                 conv.where,
                 conv.reason,
@@ -104,6 +103,13 @@ class Explanation(NamedTuple):
             for name, count in self.opaque.items()
         ]
         return "\n".join(lines)
+
+
+def _millions(conv: ExplainedConv) -> tuple[str, str]:
+    """Operations and bytes in millions, which symbolic sizes do not tell."""
+    if not conv.problem.is_static:
+        return "-", "-"
+    return f"{conv.flops / 1e6:.3g}", f"{conv.bytes / 1e6:.3g}"
 
 
 def explain(fn: Callable, *args: Any, **kwargs: Any) -> Explanation:

@@ -652,4 +652,7 @@ def test_explain_tells_roles_places_and_costs():
     assert (last.algorithm, last.flops) == ("swap", first.flops)
     assert explain(conv, KERNEL, X).convolutions[0].role == "plain"
     assert str(explain(jnp.sin, X)) == "no convolutions"
+    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, 8, 4"), X.dtype)
+    _, row = str(explain(conv, KERNEL, symbolic)).splitlines()
+    assert row.split()[1] == "bxhx8x4" and row.split()[4:6] == ["-", "-"]
     assert explain(accelerate(conv), KERNEL, X) == explain(conv, KERNEL, X)
