@@ -117,7 +117,11 @@ def _stock(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
 def _abstract_eval(x: Any, kernel: Any, **params: Any) -> Any:
     problem = _problem(x, kernel, **params)
     if problem.is_static and x.sharding.mesh.empty and kernel.sharding.mesh.empty:
-        return ShapedArray(problem.output_shape, problem.output_dtype)
+        return ShapedArray(
+            problem.output_shape,
+            problem.output_dtype,
+            weak_type=x.weak_type and kernel.weak_type,
+        )
     # lax's own rules: explicit shardings and varying axes too.
     (aval,) = jax.make_jaxpr(partial(_stock, **params))(x, kernel).out_avals
     return aval

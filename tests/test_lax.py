@@ -176,6 +176,18 @@ def test_precision_reaches_every_convolution(precision, integers):
     assert texts(jaxconv.lax.conv) == texts(lax.conv)
 
 
+def test_weak_types_are_those_of_lax():
+    strong = jnp.ones((1, 1, 8))
+    weak = jnp.where(strong > 0, 1.0, 0.0)
+    assert jax.typeof(weak).weak_type
+    for x, k in ((weak, weak), (weak, strong), (strong, weak), (strong, strong)):
+        types = [
+            jax.typeof(conv(x, k, (1,), "SAME"))
+            for conv in (lax.conv, jaxconv.lax.conv)
+        ]
+        assert types[0].weak_type == types[1].weak_type
+
+
 def test_default_precision_is_read_when_traced(integers):
     x, k = integers(2, 3, 8), integers(4, 3, 3)
     with jax.default_matmul_precision("highest"):
