@@ -343,12 +343,7 @@ def _batch(
     if not (x_mapped or kernel_mapped):  # JAX asks even then
         return conv(x, kernel, spec, out_sharding=out_sharding, **params), None
     if is_static(size) and size == 0:  # groups cannot be multiplied by 0
-        single = (
-            jax.ShapeDtypeStruct(_without(x.shape, x_axis), x.dtype),
-            jax.ShapeDtypeStruct(_without(kernel.shape, kernel_axis), kernel.dtype),
-        )
-        y = jax.eval_shape(partial(_stock, spec=spec, **params), *single)
-        return jnp.zeros((0, *y.shape), y.dtype), 0
+        return _of_none(partial(_stock, spec=spec, **params), operands, mapped), 0
     folds = calculus.batched(spec, size, x_mapped=x_mapped, kernel_mapped=kernel_mapped)
     if x_axis is not None and folds.x is not None:
         x = calculus.fold(x, x_axis, *folds.x)
@@ -364,9 +359,18 @@ def _batch(
     return calculus.unfold(y, folds.y.axis, size, folds.y.outer), folds.y.axis
 
 
-def _without(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
-    """The shape without one axis, if any."""
-    return tuple(size for i, size in enumerate(shape) if i != axis)
+def _of_none(
+    function: Callable, operands: Sequence[jax.Array], mapped: Sequence[int | None]
+) -> jax.Array:
+    """What mapping a function over an axis without entries returns."""
+    single = [
+        jax.ShapeDtypeStruct(
+            [size for i, size in enumerate(operand.shape) if i != axis], operand.dtype
+        )
+        for operand, axis in zip(operands, mapped, strict=True)
+    ]
+    y = jax.eval_shape(function, *single)
+    return jnp.zeros((0, *y.shape), y.dtype)
 
 
 batching.fancy_primitive_batchers[conv_p] = _batch
@@ -437,6 +441,8 @@ def _batch_linear(
 ) -> tuple[jax.Array, int]:
     (x,), (axis,) = operands, mapped
     size, axes = x.shape[axis], problem.spec.dimension_numbers
+    if is_static(size) and size == 0:
+        return _of_none(partial(ways.default, problem), operands, mapped), 0
     x_shape = list(problem.x_shape)
     x_shape[axes[0][0]] *= size
     y = linear_p.bind(

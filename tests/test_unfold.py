@@ -124,6 +124,15 @@ def test_mapped_over_a_symbolic_axis(taps, integers):
     np.testing.assert_array_equal(exported.call(x), there_and_back(x))
 
 
+def test_mapped_over_nothing():
+    options = {"filter_shape": (3,), "window_strides": (1,), "padding": "SAME"}
+    patches = functools.partial(conv_general_dilated_patches, **options)
+    fold = functools.partial(jaxconv.fold, lhs_shape=(1, 2, 8), **options)
+    y = jax.vmap(patches)(jnp.ones((0, 1, 2, 8)))
+    assert y.shape == (0, 1, 6, 8)
+    assert jax.vmap(fold)(y).shape == (0, 1, 2, 8)
+
+
 def test_programs_for_several_devices_multiply(integers):
     # XLA partitions a convolution along any axis, reads by a table along few.
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
