@@ -35,7 +35,7 @@ from jaxconv import calculus
 from jaxconv.algorithms import ALGORITHMS, direct
 from jaxconv.planner import plan
 from jaxconv.planner.choice import LARGER
-from jaxconv.spec import ConvProblem, ConvSpec, is_static
+from jaxconv.spec import ConvProblem, ConvSpec, exchanged, is_static
 
 conv_p = Primitive("jaxconv")
 
@@ -139,9 +139,15 @@ def _run(
     def choose(problem: ConvProblem) -> str:
         return plan(problem, platform, devices, explicit=explicit).algorithm
 
-    def run(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        problem = _problem(x, kernel, **{**params, "spec": spec})
-        return ALGORITHMS[choose(problem)].run(problem, x, kernel, run)
+    def run(
+        spec: ConvSpec,
+        x: jax.Array,
+        kernel: jax.Array,
+        precision: Any = params["precision"],
+    ) -> jax.Array:
+        own = {**params, "spec": spec, "precision": precision}
+        problem, inner = _problem(x, kernel, **own), partial(run, precision=precision)
+        return ALGORITHMS[choose(problem)].run(problem, x, kernel, inner)
 
     if choose(_problem(x, kernel, **params)) not in ROUTINES:
         # Else what computes them is fused into loops that read them several times. A
@@ -215,6 +221,8 @@ def input_gradient(
     image, window = (kernel, g) if over_kernel else (g, kernel)
     _, kernel_axes, y_axes = spec.dimension_numbers
     axes = calculus.swapped(y_axes) if over_kernel else kernel_axes
+    if over_kernel:
+        precision = exchanged(precision)
     dx = conv(
         image,
         calculus.transposed_kernel(axes, spec.groups, window),

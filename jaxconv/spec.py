@@ -150,6 +150,11 @@ FIELDS = tuple(
 """Names of the fields that lax's convolution has as parameters."""
 
 
+def exchanged(precision: Any) -> Any:
+    """Precision, of both operands or a pair of one each, where these change places."""
+    return precision[::-1] if isinstance(precision, tuple) else precision
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConvProblem:
     """A convolution to be computed: the spec with its shapes and dtypes.
@@ -180,8 +185,7 @@ class ConvProblem:
     @property
     def exchanged_precision(self) -> Any:
         """Precision of a product whose first factor is the kernel, and x the second."""
-        pair = isinstance(self.precision, tuple)  # of x and of the kernel
-        return self.precision[::-1] if pair else self.precision
+        return exchanged(self.precision)
 
     def of_groups(self, groups: int) -> "ConvProblem":
         """The problem of so many of the groups, none of them members any more."""

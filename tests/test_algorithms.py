@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import time
 
 import chex
 import jax
@@ -158,9 +159,9 @@ def problem_of(case):
     return ConvProblem(spec, case.x_shape, case.kernel_shape, jnp.dtype("float32"))
 
 
-def directly(spec, x, kernel):
+def directly(spec, x, kernel, precision=None):
     """The smaller convolutions by lax."""
-    problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype)
+    problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype, precision)
     return direct.run(problem, x, kernel, directly)
 
 
@@ -827,9 +828,9 @@ def test_programs_for_gpus_follow_their_rules():
         assert ("stablehlo.convolution" in exported.mlir_module()) is convolves
 
 
-def by_plan_on_gpus(spec, x, kernel):
+def by_plan_on_gpus(spec, x, kernel, precision=None):
     """The convolution by the plans for a GPU, on any platform."""
-    problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype)
+    problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype, precision)
     chosen = plan(problem, "gpu").algorithm
     # Of more axes, XLA:GPU ends the process.
     assert chosen != "direct" or len(problem.x_spatial) <= 3
@@ -910,6 +911,22 @@ def test_phases_solve_the_position_equation(
         assert extent // solved.stride + 1 == solved.repeats or extent < 0
 
 
+def test_exchanged_operands_keep_their_precisions():
+    pair = (lax.Precision.HIGHEST, lax.Precision.DEFAULT)
+    problem = dataclasses.replace(
+        problem_in(CASES[0], "forward", np.float32), precision=pair
+    )
+    x, kernel = (jnp.ones(shape) for shape in (problem.x_shape, problem.kernel_shape))
+    found = []
+
+    def conv(spec, first, second, precision):
+        found.append((first.shape, precision))
+        return directly(spec, first, second, precision)
+
+    swap.run(problem, x, kernel, conv)
+    assert found == [(kernel.shape, pair[::-1])]
+
+
 @pytest.mark.parametrize("low", range(3))
 def test_phases_of_kernels_below_their_stride_have_one_tap(low):
     # 3 taps with stride 4: wherever the padding puts them, no two meet two entries.
@@ -924,6 +941,15 @@ def test_periods_cut_short_occur_once(low):
     for outputs in range(1, 6):
         solved = phases(7, 5, outputs, 1, low, 6, 5)
         assert solved is None or (solved.repeats, solved.shift) == (1, 0)
+
+
+def test_phases_of_a_large_stride_are_solved_soon():
+    # A transposed layer of audio. Each shift's phases on their own took a minute.
+    start = time.monotonic()
+    solved = phases(10, 8192, 20480, 1, 8191, 2048, 1)
+    assert time.monotonic() - start < 20
+    assert solved is not None
+    assert solved.taps.shape == (2048, 4)
 
 
 def test_subpixel_of_kernel_equal_to_stride_wastes_nothing():

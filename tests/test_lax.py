@@ -176,6 +176,26 @@ def test_precision_reaches_every_convolution(precision, integers):
     assert texts(jaxconv.lax.conv) == texts(lax.conv)
 
 
+@pytest.mark.parametrize("outputs", [32, 1])
+def test_precision_follows_operands_that_change_places(outputs, integers):
+    # The gradient of a kernel gradient, whose kernel is an image.
+    x, k = integers(2, 3, 64 + outputs - 1), integers(4, 3, 64)
+    pair = (lax.Precision.HIGHEST, lax.Precision.DEFAULT)
+
+    def read(conv):
+        _, pull_back = jax.vjp(lambda x: conv(x, k, (1,), "VALID", pair), x)
+        y = jnp.ones((2, 4, outputs))
+        jaxpr = jax.make_jaxpr(pull_back)(y)
+        (equation,) = [e for e in jaxpr.eqns if "precision" in e.params]
+        (result,) = jaxpr.eqns[-1].outvars
+        assert result.aval.shape == x.shape
+        cotangent = jaxpr.invars[0] in equation.invars[:1]
+        precision = equation.params["precision"]
+        return precision if cotangent else precision[::-1]
+
+    assert read(jaxconv.lax.conv) == read(lax.conv)
+
+
 def test_weak_types_are_those_of_lax():
     strong = jnp.ones((1, 1, 8))
     weak = jnp.where(strong > 0, 1.0, 0.0)

@@ -5,8 +5,7 @@ is handed the function that computes its smaller convolutions, so that it knows 
 the planner nor the primitive, and algorithms nest to any depth.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -41,8 +40,19 @@ from jaxconv.algorithms import (
 )
 from jaxconv.spec import ConvProblem, ConvSpec
 
-Conv = Callable[[ConvSpec, jax.Array, jax.Array], jax.Array]
-"""Computes the convolution of that spec: ``conv(spec, x, kernel)``."""
+
+class Conv(Protocol):
+    """What algorithms leave smaller convolutions to."""
+
+    def __call__(
+        self,
+        spec: ConvSpec,
+        x: jax.Array,
+        kernel: jax.Array,
+        precision: Any = ...,
+    ) -> jax.Array:
+        """Compute it at the problem's precision, or that of exchanged operands."""
+        ...
 
 
 class Algorithm(Protocol):

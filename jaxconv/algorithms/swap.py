@@ -74,7 +74,11 @@ def swapped_problem(problem: ConvProblem) -> ConvProblem:
         kernel_shape[x_axes[0]] *= G
         kernel_shape[x_axes[1]] //= G
     return dataclasses.replace(
-        problem, spec=spec, x_shape=tuple(x_shape), kernel_shape=tuple(kernel_shape)
+        problem,
+        spec=spec,
+        x_shape=tuple(x_shape),
+        kernel_shape=tuple(kernel_shape),
+        precision=problem.exchanged_precision,
     )
 
 
@@ -88,7 +92,8 @@ def run(
     if (G := spec.feature_group_count) > 1:
         x = fold(unfold(x, channel, G), channel, batch)
         kernel = fold(unfold(kernel, feature, G), feature, in_feature)
-    y = conv(swapped_problem(problem).spec, kernel, x)  # [F, (G, N), *O]
+    inner = swapped_problem(problem)
+    y = conv(inner.spec, kernel, x, precision=inner.precision)  # [F, (G, N), *O]
     if spec.groups > 1:
         y = fold(unfold(y, y_batch, spec.groups), y_batch, y_feature)
     return lax.rev(y, spatial)

@@ -74,12 +74,17 @@ def problem_of(case: ConvCase, role: str, dtype: Any) -> ConvProblem:
 def _runner(name: str, problem: ConvProblem) -> Callable:
     """Compute the problem by that algorithm, its smaller convolutions as planned."""
 
-    def planned(spec: ConvSpec, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def planned(
+        spec: ConvSpec,
+        x: jax.Array,
+        kernel: jax.Array,
+        precision: Any = problem.precision,
+    ) -> jax.Array:
         return conv(
             x,
             kernel,
             spec,
-            precision=problem.precision,
+            precision=precision,
             preferred_element_type=problem.preferred_element_type,
         )
 
