@@ -298,7 +298,9 @@ def conv_transpose(
     known = ("SAME", "VALID")
     if not isinstance(padding, str):
         padding = pairs_per_axis(caller, padding, rank, known, short=False)
-    elif padding not in known and (use_consistent_padding or max(strides) > 1):
+    elif padding not in known and (
+        use_consistent_padding or max(strides, default=1) > 1
+    ):
         rule = "padding must be SAME or VALID, in capitals, or pairs"
         raise caller.error(ValueError, rule, "padding", padding, "Pass one of them.")
     if use_consistent_padding or padding in known:
