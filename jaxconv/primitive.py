@@ -90,7 +90,7 @@ def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
     ]
 
 
-def _explicit(sharding: Any) -> NamedSharding | None:
+def explicit_sharding(sharding: Any) -> NamedSharding | None:
     """The sharding if it belongs to the type (explicit mode), else None."""
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return None
@@ -132,8 +132,8 @@ def _run(
 ) -> jax.Array:
     """Compute the convolution by the algorithms that the planner chooses."""
     kernel = kernel.astype(x.dtype)
-    explicit = devices > 1 and any(
-        _explicit(jax.typeof(operand).sharding) for operand in (x, kernel)
+    explicit = any(
+        explicit_sharding(jax.typeof(operand).sharding) for operand in (x, kernel)
     )
 
     def choose(problem: ConvProblem) -> str:
@@ -162,14 +162,23 @@ conv_p.def_impl(partial(xla.apply_primitive, conv_p))
 def _devices(ctx: Any) -> int:
     """Over how many XLA partitions the program that is being lowered.
 
-    Inside of shard_map the shapes are those of one device, and nothing is left to be
-    partitioned: its axis context tells no number of devices.
+    Inside of shard_map the shapes are those of one device along the axes of the mesh
+    that it names, and the program is partitioned along the others.
     """
-    return getattr(ctx.module_context.axis_context, "num_devices", 1)
+    context = ctx.module_context.axis_context
+    if not hasattr(context, "manual_axes"):
+        return getattr(context, "num_devices", 1)
+    sizes = context.mesh.shape.items()
+    return prod(size for axis, size in sizes if axis not in context.manual_axes)
 
 
 def _lower(platform: str, ctx: Any, *operands: Any, **params: Any) -> Any:
-    run = partial(_run, platform=platform, devices=_devices(ctx))
+    devices = _devices(ctx)
+    if devices == 1:
+        # Explicit shardings over one device say nothing, and refuse what plans need.
+        types = [ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in]
+        ctx, params = ctx.replace(avals_in=types), {**params, "out_sharding": None}
+    run = partial(_run, platform=platform, devices=devices)
     return mlir.lower_fun(run, multiple_results=False)(ctx, *operands, **params)
 
 
@@ -185,7 +194,7 @@ def _is_empty(*arrays: Any) -> bool:
 
 def _zeros(of: Any) -> jax.Array:
     """Zeros of a type, with its explicit sharding and varying axes."""
-    zeros = lax.full(of.shape, 0, of.dtype, sharding=_explicit(of.sharding))
+    zeros = lax.full(of.shape, 0, of.dtype, sharding=explicit_sharding(of.sharding))
     varying = of.mat.varying if isinstance(of, ShapedArray) else ()
     return lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
 
@@ -229,7 +238,7 @@ def input_gradient(
         read(spec, x_type.shape, kernel.shape, g.shape),
         precision=precision,
         preferred_element_type=preferred_element_type,
-        out_sharding=_explicit(x_type.sharding),
+        out_sharding=explicit_sharding(x_type.sharding),
     )
     if not over_kernel:
         dx = calculus.ungrouped_input_gradient(spec, dx)
@@ -286,7 +295,7 @@ def kernel_gradient(
         calculus.kernel_gradient(spec, x.shape, kernel_type.shape, g.shape),
         precision=precision,
         preferred_element_type=preferred_element_type,
-        out_sharding=_explicit(kernel_type.sharding),
+        out_sharding=explicit_sharding(kernel_type.sharding),
     )
     return dkernel.astype(kernel_type.dtype)
 
@@ -401,8 +410,8 @@ class Ways(NamedTuple):
 def transposes(names: Sequence[str], maps: Sequence[Ways]) -> list[Primitive]:
     """Two primitives, linear in their one operand, each the transpose of the other.
 
-    They are bound as `bind(array, problem=problem)`, of known sizes and outside of any
-    mesh. A mapped axis joins the batch axis.
+    They are bound as `bind(array, problem=problem)`, of known sizes and without an
+    explicit sharding. A mapped axis joins the batch axis.
 
     Args:
       names: of the primitives, as jaxprs show them.

@@ -70,8 +70,8 @@ def unfold(
         precision=None if precision is None else (precision, lax.Precision.DEFAULT),
         preferred_element_type=preferred_element_type,
     )
-    if not (problem.is_static and jax.typeof(x).sharding.mesh.empty):
-        return _multiplied(problem, x)  # XLA partitions convolutions better than reads
+    if not problem.is_static or primitive.explicit_sharding(jax.typeof(x).sharding):
+        return _multiplied(problem, x)
     return unfold_p.bind(x, problem=problem)
 
 
@@ -136,7 +136,7 @@ def fold(
             f"{problem.kernel_spatial}, padding={problem.spec.padding}). Check the "
             "features, (channels · taps), and the strides, padding and dilations."
         )
-    if not (problem.is_static and jax.typeof(y).sharding.mesh.empty):
+    if not problem.is_static or primitive.explicit_sharding(jax.typeof(y).sharding):
         return _folded(problem, y)
     return fold_p.bind(y, problem=problem)
 

@@ -184,6 +184,60 @@ def test_shard_map_plans_what_each_device_has(name, integers):
         np.testing.assert_array_equal(own, reference)
 
 
+@pytest.mark.parametrize("name", ["dense", "kernel=stride", "grouped", "depthwise"])
+def test_explicit_shardings_over_one_device(name, integers):
+    stock, ours, shapes = programs(name)
+    one = jax.make_mesh(
+        (1,), ("d",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1]
+    )
+    with jax.set_mesh(one):
+        spread = [
+            jax.device_put(jnp.asarray(integers(*shape)), spec)
+            for shape, spec in zip(shapes, SPREAD["images"], strict=True)
+        ]
+        for own, other in zip(
+            jax.jit(ours)(*spread), jax.jit(stock)(*spread), strict=True
+        ):
+            assert jax.typeof(own) == jax.typeof(other)
+            np.testing.assert_array_equal(own, other)
+        text = jax.jit(ours).lower(*spread).as_text()
+    alone = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    convolutions = [
+        program.count("stablehlo.convolution")
+        for program in (text, jax.jit(ours).lower(*alone).as_text())
+    ]
+    assert convolutions[0] == convolutions[1]  # as planned without a mesh
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["dense", "depthwise"])
+def test_shard_map_over_one_axis_of_two(name, kind, integers):
+    stock, ours, shapes = programs(name)
+    devices = jax.make_mesh((2, 4), ("d", "e"), axis_types=(kind,) * 2)
+    images = P("d")
+
+    def compiled(program):
+        inner = jax.shard_map(
+            lambda *operands: program(*operands)[:2],
+            mesh=devices,
+            in_specs=(images, P(), images),
+            out_specs=images,
+            axis_names={"d"},
+        )
+        with jax.set_mesh(devices):
+            return jax.jit(inner).lower(*operands).compile()
+
+    spread = [NamedSharding(devices, spec) for spec in (P("d", "e"), P(), P("d", "e"))]
+    operands = [
+        jax.device_put(jnp.asarray(integers(*shape)), sharding)
+        for shape, sharding in zip(shapes, spread, strict=True)
+    ]
+    own, expected = compiled(ours), compiled(stock)
+    assert not collectives(own) - collectives(expected)
+    for result, reference in zip(own(*operands), expected(*operands), strict=True):
+        np.testing.assert_array_equal(result, reference)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "padding"),
@@ -239,6 +293,18 @@ def test_fold_inside_of_shard_map(taps, integers):
 
     expected = jaxconv.fold(y, (8, 1, 80), *options)
     np.testing.assert_array_equal(folded(y), expected)
+
+
+def test_patches_inside_of_shard_map_keep_infinities_apart():
+    x = jnp.arange(48.0).at[2].set(jnp.inf).reshape(8, 1, 6)
+    taken = functools.partial(
+        jaxconv.lax.conv_general_dilated_patches,
+        filter_shape=(3,),
+        window_strides=(1,),
+        padding="SAME",
+    )
+    spread = jax.shard_map(taken, mesh=mesh(), in_specs=P("d"), out_specs=P("d"))
+    np.testing.assert_array_equal(spread(x), taken(x))
 
 
 @pytest.mark.parametrize("spmd_axis_name", [None, "d"])
