@@ -187,8 +187,6 @@ def test_precision_follows_operands_that_change_places(outputs, integers):
         y = jnp.ones((2, 4, outputs))
         jaxpr = jax.make_jaxpr(pull_back)(y)
         (equation,) = [e for e in jaxpr.eqns if "precision" in e.params]
-        (result,) = jaxpr.eqns[-1].outvars
-        assert result.aval.shape == x.shape
         cotangent = jaxpr.invars[0] in equation.invars[:1]
         precision = equation.params["precision"]
         return precision if cotangent else precision[::-1]
