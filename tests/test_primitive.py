@@ -28,6 +28,7 @@ TRANSFORMED = [
     )
 ]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+DEPTH = ("NDHWC", "DHWIO", "NDHWC")
 each_case = pytest.mark.parametrize("case", TRANSFORMED, ids=lambda case: case.name)
 
 
@@ -315,6 +316,45 @@ def test_symbolic_shapes(sizes, strides, padding, integers):
     for function in (conv, gradients):
         exported = jax.export.export(jax.jit(function))(symbolic, k)
         chex.assert_trees_all_equal(exported.call(x, k), function(x, k))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "k_shape", "layout", "geometry"),
+    [
+        ((8, 9, 16), (3, 3, 1, 16), LAYOUT, {"feature_group_count": 16}),
+        ((8, 9, 16), (1, 1, 4, 8), LAYOUT, {"feature_group_count": 4}),
+        ((16, 8, 9), (16, 1, 3, 3), None, {"feature_group_count": 16}),
+        ((4, 4, 4, 3), (2, 2, 2, 3, 2), DEPTH, {"lhs_dilation": (2, 2, 2)}),
+        ((5, 6, 4, 3), (3, 3, 3, 3, 2), DEPTH, {"padding": [(1, 1), (-1, 2), (1, 1)]}),
+    ],
+)
+def test_images_of_a_symbolic_batch_are_planned(
+    x_shape, k_shape, layout, geometry, integers
+):
+    options = {
+        "window_strides": (1,) * (len(x_shape) - 1),
+        "padding": "SAME" if "lhs_dilation" not in geometry else [(1, 1)] * 3,
+        "dimension_numbers": layout,
+        **geometry,
+    }
+    conv = functools.partial(jaxconv.conv_general_dilated, **options)
+    k = integers(*k_shape)
+    (batch,) = jax.export.symbolic_shape("b")
+    symbolic = jax.ShapeDtypeStruct((batch, *x_shape), jnp.float32)
+    (only,) = jaxconv.explain(conv, symbolic, k).convolutions
+    assert only.algorithm == "by_image"
+
+    def value_and_gradient(x, k):
+        y, pull_back = jax.vjp(lambda x: conv(x, k), x)
+        return y, *pull_back(y)
+
+    exported = jax.export.export(jax.jit(value_and_gradient))(symbolic, k)
+    for size in (1, 3):
+        x = integers(size, *x_shape)
+        expected = lax.conv_general_dilated(x, k, **options)
+        y, dx = exported.call(x, k)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(dx, value_and_gradient(x, k)[1])
 
 
 def test_symbolic_batch_is_cropped_too(integers):

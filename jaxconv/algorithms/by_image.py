@@ -3,8 +3,10 @@
 y[n, f, o] depends on x[n, ·, ·] alone, so that the images may be taken one block after
 the other, in a loop whose body is a convolution of fewer images.
 
-Applies to more than one image without batch groups. Costs nothing but the loop, and
-bounds the temporary memory of the inner convolution, `BLOCK` bytes of x and of y.
+Applies to more than one image without batch groups; a symbolic number of them is taken
+one by one, so that a program that was exported for any batch has convolutions of known
+sizes. Costs nothing but the loop, and bounds the temporary memory of the inner
+convolution, `BLOCK` bytes of x and of y.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import ConvProblem, is_static
 
 BLOCK = 4 << 20
 """Bytes of x and of y together that are taken at a time, or those of one image.
@@ -28,8 +30,11 @@ stride 2 in 2 groups takes 5 MB instead of 10, and 8.2 ms instead of 9.3.
 
 def applies(problem: ConvProblem) -> bool:
     """More than one image, no batch groups, and sizes that can be counted."""
-    several = problem.batch > 1 and problem.spec.batch_group_count == 1
-    return several and countable(problem)
+    if problem.spec.batch_group_count != 1:
+        return False
+    if not is_static(problem.batch):
+        return countable(_of_images(problem, 1))
+    return problem.batch > 1 and countable(problem)
 
 
 def image_bytes(problem: ConvProblem) -> int:
@@ -45,15 +50,22 @@ def image_bytes(problem: ConvProblem) -> int:
 
 def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
     """How many blocks there are, and the problem of one, its images outermost."""
-    x_axes, k_axes, y_axes = problem.spec.dimension_numbers
-    (order, inner_x), (_, inner_y) = map(_images_first, (x_axes, y_axes))
+    if not is_static(problem.batch):
+        return problem.batch, _of_images(problem, 1)
     most = max(BLOCK // (2 * image_bytes(problem)), 1)
     count, size = blocks_of(problem.batch, most)
+    return count, _of_images(problem, size)
+
+
+def _of_images(problem: ConvProblem, size: int) -> ConvProblem:
+    """The problem of so many images, which stand outermost."""
+    x_axes, k_axes, y_axes = problem.spec.dimension_numbers
+    (order, inner_x), (_, inner_y) = map(_images_first, (x_axes, y_axes))
     inner = problem.spec.replace(
         dimension_numbers=lax.ConvDimensionNumbers(inner_x, k_axes, inner_y)
     )
     x_shape = (size, *(problem.x_shape[axis] for axis in order[1:]))
-    return count, dataclasses.replace(problem, spec=inner, x_shape=x_shape)
+    return dataclasses.replace(problem, spec=inner, x_shape=x_shape)
 
 
 def run(

@@ -394,13 +394,11 @@ def accumulator(problem: ConvProblem) -> np.dtype:
 
 def countable(problem: ConvProblem) -> bool:
     """There are spatial axes, something to sum, and int32 counts every index."""
+    if not problem.is_static or problem.out_sharding is not None:
+        return False
     sizes = (problem.x_shape, problem.kernel_shape, problem.output_shape)
-    return (
-        len(problem.x_shape) > 2
-        and problem.is_static
-        and problem.out_sharding is None
-        and all(0 < math.prod(shape) < 2**31 for shape in sizes)
-    )
+    counted = all(0 < math.prod(shape) < 2**31 for shape in sizes)
+    return counted and len(problem.x_shape) > 2
 
 
 def transposed(problem: ConvProblem) -> int:

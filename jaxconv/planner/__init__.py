@@ -10,6 +10,7 @@ import functools
 from jaxconv.algorithms import crop, empty
 from jaxconv.planner import cpu, gpu
 from jaxconv.planner.choice import Plan
+from jaxconv.planner.cpu import batches
 from jaxconv.planner.cpu.groups import partitioned
 from jaxconv.planner.cpu.routines import mended
 from jaxconv.processor import Processor, this_processor
@@ -47,11 +48,19 @@ def plan(
     """
     if empty.applies(problem):
         return Plan("empty", "a sum of no terms is zero")
-    if not problem.is_static:
-        chosen = Plan("direct", "a symbolic size cannot be planned")
+    planned = functools.partial(
+        _static_plan,
+        platform=platform,
+        devices=devices,
+        processor=processor or this_processor(),
+        explicit=explicit,
+    )
+    if problem.is_static:
+        chosen = planned(problem)
     else:
-        known = processor or this_processor()
-        chosen = _static_plan(problem, platform, devices, known, explicit)
+        alone = platform == "cpu" and devices == 1 and not explicit
+        found = batches.rule(problem, planned) if alone else None
+        chosen = found or Plan("direct", "a symbolic size cannot be planned")
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
     if chosen.algorithm == "direct" and platform == "cpu" and devices == 1:
