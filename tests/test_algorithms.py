@@ -40,7 +40,7 @@ from jaxconv.bench import ROLES, layer
 from jaxconv.bench.regret import problem_of as problem_in
 from jaxconv.cases import CASES, ConvCase, random_case
 from jaxconv.planner import plan
-from jaxconv.planner.cpu.gradients import OWN
+from jaxconv.planner.cpu.gradients import IS_EIGEN
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 from jaxconv.testing import draw, error_units, reference_conv
@@ -753,7 +753,7 @@ def test_what_was_measured_to_be_fast_is_planned(
         for kind in Processor:
             # Wide vectors and fast caches: XLA's own routine is as fast as any.
             own = kind is Processor.WIDE_AMD and role == "kernel_gradient"
-            if OWN < 1 and role == "kernel_gradient" and name in ("strided", "stem"):
+            if IS_EIGEN and role == "kernel_gradient" and name in ("strided", "stem"):
                 continue  # those of older versions are as fast on some processors
             fast = "channels_last" if own and name in WELL_RUN else algorithm
             if name in ESTIMATED and not own and role == "kernel_gradient":
