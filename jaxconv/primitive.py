@@ -12,6 +12,7 @@ Batching maps it to itself. Lowering asks the planner, per platform.
 compute in ways of their own and transforms see as one operation.
 """
 
+import contextlib
 import dataclasses
 import operator
 from collections.abc import Callable, Sequence
@@ -107,9 +108,14 @@ def _problem(x: Any, kernel: Any, **params: Any) -> ConvProblem:
     )
 
 
+def _in_dtype(array: jax.Array, dtype: Any) -> jax.Array:
+    """The array in that dtype: itself, if it is, with 64 bits switched off as well."""
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
 def _stock(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """The same convolution by lax."""
-    kernel = kernel.astype(x.dtype)
+    kernel = _in_dtype(kernel, x.dtype)
     return direct.run(_problem(x, kernel, **params), x, kernel, _stock)
 
 
@@ -131,7 +137,7 @@ def _run(
     x: jax.Array, kernel: jax.Array, *, platform: str, devices: int, **params: Any
 ) -> jax.Array:
     """Compute the convolution by the algorithms that the planner chooses."""
-    kernel = kernel.astype(x.dtype)
+    kernel = _in_dtype(kernel, x.dtype)
     explicit = any(
         explicit_sharding(jax.typeof(operand).sharding) for operand in (x, kernel)
     )
@@ -178,8 +184,16 @@ def _lower(platform: str, ctx: Any, *operands: Any, **params: Any) -> Any:
         # Explicit shardings over one device say nothing, and refuse what plans need.
         types = [ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in]
         ctx, params = ctx.replace(avals_in=types), {**params, "out_sharding": None}
-    run = partial(_run, platform=platform, devices=devices)
-    return mlir.lower_fun(run, multiple_results=False)(ctx, *operands, **params)
+    run = partial(_run, platform=platform, devices=devices, **params)
+    return _lowered(run, ctx, *operands)
+
+
+def _lowered(function: Callable, ctx: Any, *operands: Any) -> Any:
+    """Lower a function, with 64 bits as when its operands and results were typed."""
+    types = (*ctx.avals_in, *ctx.avals_out)
+    is_off = any(jax.dtypes.canonicalize_dtype(t.dtype) != t.dtype for t in types)
+    with jax.enable_x64(True) if is_off else contextlib.nullcontext():
+        return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
 
 
 mlir.register_lowering(conv_p, partial(_lower, "cpu"), platform="cpu")
@@ -222,7 +236,7 @@ def input_gradient(
     """
     if _is_empty(g, x_type):
         return _zeros(x_type)
-    kernel = kernel.astype(x_type.dtype).astype(g.dtype)
+    kernel = _in_dtype(_in_dtype(kernel, x_type.dtype), g.dtype)
     over_kernel = _is_image(kernel, g, spec)
     read = (
         calculus.input_gradient_over_kernel if over_kernel else calculus.input_gradient
@@ -242,7 +256,7 @@ def input_gradient(
     )
     if not over_kernel:
         dx = calculus.ungrouped_input_gradient(spec, dx)
-    return dx.astype(x_type.dtype)
+    return _in_dtype(dx, x_type.dtype)
 
 
 def _is_image(kernel: jax.Array, g: jax.Array, spec: ConvSpec) -> bool:
@@ -290,14 +304,14 @@ def kernel_gradient(
         if _bits(sums) > _bits(preferred_element_type or g.dtype):
             preferred_element_type = np.dtype(sums)
     dkernel = conv(
-        x.astype(g.dtype),
+        _in_dtype(x, g.dtype),
         g,
         calculus.kernel_gradient(spec, x.shape, kernel_type.shape, g.shape),
         precision=precision,
         preferred_element_type=preferred_element_type,
         out_sharding=explicit_sharding(kernel_type.sharding),
     )
-    return dkernel.astype(kernel_type.dtype)
+    return _in_dtype(dkernel, kernel_type.dtype)
 
 
 def _transpose_x(g: Any, x: Any, kernel: Any, *, out_sharding: Any, **params: Any):
@@ -441,7 +455,7 @@ def _linear_type(ways: Ways, x: Any, *, problem: ConvProblem) -> Any:
 
 def _lower_linear(ways: Ways, way: Any, ctx: Any, x: Any, *, problem: Any) -> Any:
     way = ways.default if _devices(ctx) > 1 else way
-    return mlir.lower_fun(partial(way, problem), multiple_results=False)(ctx, x)
+    return _lowered(partial(way, problem), ctx, x)
 
 
 def _transpose_linear(transpose_p: Any, g: Any, _: Any, *, problem: Any) -> list:

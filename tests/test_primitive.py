@@ -357,6 +357,35 @@ def test_images_of_a_symbolic_batch_are_planned(
         np.testing.assert_array_equal(dx, value_and_gradient(x, k)[1])
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, lambda fn: fn, jaxconv.accelerate])
+def test_64_bits_within_a_function_alone(wrap):
+    x = jnp.asarray([[[1e8, 1.0, -1e8]]])
+
+    def wide_sums(x, kernel):
+        with jax.enable_x64(True):
+            options = {"preferred_element_type": "float64"}
+            y = jaxconv.lax.conv(x, kernel, (1,), "VALID", **options)
+            return y.astype("float32").sum()
+
+    def wide_operands(x, kernel):
+        with jax.enable_x64(True):
+            x, kernel = x.astype("float64"), kernel.astype("float64")
+            return jaxconv.lax.conv(x, kernel, (1,), "VALID").astype("float32").sum()
+
+    for total in (wide_sums, wide_operands):
+        assert wrap(total)(x, jnp.ones((1, 1, 3))) == 1  # 0 if added up in float32
+    dx = wrap(jax.grad(wide_operands))(x, jnp.ones((1, 1, 3)))
+    np.testing.assert_array_equal(dx, jnp.ones((1, 1, 3)))
+
+
+def test_arrays_of_64_bits_with_these_switched_off(integers):
+    with jax.enable_x64(True):
+        x, k = (jnp.asarray(integers(*s), "float64") for s in ((2, 3, 8), (4, 3, 3)))
+    y = jaxconv.lax.conv(x, k, (1,), "SAME")
+    assert y.dtype == "float64"
+    np.testing.assert_array_equal(y, lax.conv(x, k, (1,), "SAME"))
+
+
 def test_symbolic_batch_is_cropped_too(integers):
     def conv(x, k):
         return jaxconv.lax.conv(x, k, (1,), [(-2, 1)])
