@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.extend.core.primitives import reshape_p, rev_p
 
 from jaxconv.checkpoint_policies import like_lax
@@ -48,14 +48,16 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
 
     Args:
       fn: a function of arrays, in pytrees of any kind. Arguments that are no JAX
-        arrays, among them numbers and NumPy arrays, reach it as they are.
+        arrays, among them numbers and NumPy arrays, reach it as they are, and may be
+        among its results.
 
     Returns:
       A function with the signature of `fn`. It traces `fn` each time that it is called,
       so that `jax.jit` belongs around it.
 
     Raises:
-      TypeError: if `fn` is not callable, or, when called, returns what is no array.
+      TypeError: if `fn` is not callable, or, when called, returns what is neither an
+        array nor an argument, or changes an object that is an argument.
 
     Source: the equations of a program are replaced one by one; see docs/frameworks.md.
 
@@ -75,8 +77,18 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(fn)
     def accelerated(*args: P.args, **kwargs: P.kwargs) -> R:
         program = trace(fn, args, kwargs)
+        for path in program.changed:
+            raise TypeError(
+                f"accelerate: {name_of(fn)} must not change its arguments, but sets "
+                f"{path}. It is traced on copies, on which that would be lost. Return "
+                "new state and update the object with it, as docs/frameworks.md shows "
+                "for Flax NNX; what nnx.jit has jitted sets all state: accelerate the "
+                "function inside of it."
+            )
+        given = {id(leaf) for leaf in jax.tree.leaves((args, kwargs))}
         for path, value in program.others:
-            if not isinstance(value, (np.ndarray, np.generic, *_NUMBERS)):
+            known = isinstance(value, (np.ndarray, np.generic, *_NUMBERS))
+            if not known and id(value) not in given:
                 raise TypeError(
                     f"accelerate: {name_of(fn)} must return arrays, but returned "
                     f"{reprlib.repr(value)} of type {type(value).__name__} as "
@@ -117,16 +129,21 @@ class Program(NamedTuple):
       arrays: the former.
       others: what else it returned, with its path.
       returned: where each of both belongs.
+      changed: the paths of what it changed in objects among its arguments and has not
+        returned.
     """
 
     jaxpr: Any
     arrays: list[jax.Array]
     others: list[tuple[str, Any]]
     returned: Callable[[list[jax.Array]], Any]
+    changed: list[str]
 
     def run(self, jaxpr: Any) -> Any:
         """What the function returns, computed by another program of the same type."""
-        return self.returned(jaxpr_as_fun(jaxpr)(*self.arrays))
+        # What `jaxpr_as_fun` returns does not look for NaNs when JAX is told to.
+        arrays = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *self.arrays)
+        return self.returned(arrays)
 
 
 def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
@@ -136,14 +153,36 @@ def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
 
     def of_arrays(*arrays: jax.Array) -> list[jax.Array]:
         nonlocal result
-        args, kwargs = with_arrays(list(arrays))
+        given = args, kwargs = with_arrays(list(arrays))
+        before, again = _held(given), _held(given)  # some make them anew each time
         outputs, *result = _split(fn(*args, **kwargs))
+        returned = set(map(id, outputs))
+        changed = [
+            path
+            for path, leaf in _held(given).items()
+            if before.get(path) is again.get(path) is not leaf
+            and id(leaf) not in returned
+        ]
+        result.append(changed)
         return outputs
 
     of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)  # JAX's errors tell it
     jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
-    returned, others = result
-    return Program(jaxpr, arrays, others, returned)
+    returned, others, changed = result
+    return Program(jaxpr, arrays, others, returned, changed)
+
+
+def _held(tree: Any) -> dict[str, Any]:
+    """Leaves that objects hold, by path, as an object may be there to be changed.
+
+    A dictionary or list that is an argument is a copy under `jax.jit` as well.
+    """
+    plain = jax.tree_util.DictKey, jax.tree_util.SequenceKey
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if not all(isinstance(key, plain) for key in path)
+    }
 
 
 def _split(tree: Any) -> tuple[list, Callable[[list], Any], list[tuple[str, Any]]]:

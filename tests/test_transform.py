@@ -282,6 +282,66 @@ def test_an_unknown_number_of_members_is_not_looked_for():
     assert members_of(jax.vmap(conv), kernels, xs) == [1]
 
 
+def test_nans_are_looked_for_when_jax_is_told_to():
+    def fn(kernel, x):
+        return conv(kernel, jnp.log(-jnp.abs(x)))
+
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
+        accelerate(fn)(KERNEL, X)
+
+
+def test_an_argument_that_is_no_array_may_be_returned():
+    name = "encoder" + str(X.ndim)
+    y, told = accelerate(lambda kernel, x, name: (conv(kernel, x), name))(
+        KERNEL, X, name
+    )
+    assert told is name
+    np.testing.assert_array_equal(y, accelerate(conv)(KERNEL, X))
+
+
+class Counted:
+    """A layer that counts its calls, in place."""
+
+    def __init__(self, kernel, calls):
+        self.kernel, self.calls = kernel, calls
+
+    def __call__(self, x):
+        self.calls = self.calls + 1
+        return conv(self.kernel, x)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Counted,
+    lambda layer: (
+        [
+            (jax.tree_util.GetAttrKey(name), getattr(layer, name))
+            for name in ("kernel", "calls")
+        ],
+        None,
+    ),
+    lambda _, leaves: Counted(*leaves),
+)
+
+
+def test_what_changes_an_object_returns_it():
+    layer = Counted(KERNEL, jnp.zeros(()))
+
+    def forgotten(layer, x):
+        return layer(x)
+
+    message = r"forgotten must not change its arguments, but sets \[0\]\[0\].calls"
+    with pytest.raises(TypeError, match=message):
+        accelerate(forgotten)(layer, X)
+    _, calls = accelerate(lambda layer, x: (layer(x), layer.calls))(layer, X)
+    assert calls == 1
+
+    def renamed(batch):
+        batch["y"] = batch.pop("x") + 1.0
+        return conv(KERNEL, batch["y"])
+
+    accelerate(renamed)({"x": X})  # a dictionary is a copy under jit, too
+
+
 def test_checked_functions_name_the_convolution():
     def checked(conv):
         return checkify.checkify(
