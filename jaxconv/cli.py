@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxconv.bench.measure import ROLES
 from jaxconv.bench.zoo import SUITES
+from jaxconv.commands import INTERRUPTED
 
 _EXTRA = "rich", "matplotlib", "optax", "sklearn", "flax"
 _PICTURES = ".png", ".pdf", ".svg", ".jpg"
@@ -31,13 +32,21 @@ def _file(*suffixes: str) -> Callable[[str], Path]:
 
     def parse(text: str) -> Path:
         path = Path(text)
-        if path.suffix not in suffixes:
+        if path.suffix.lower() not in suffixes:
             allowed = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1)
             message = f"must end in {allowed}{suffixes[-1]}, got {text!r}"
             raise argparse.ArgumentTypeError(message)
         if path.is_dir() or not path.parent.is_dir():
             message = f"must be a file in a folder that exists, got {text!r}"
             raise argparse.ArgumentTypeError(message)
+        new = not path.exists()
+        try:
+            path.open("ab").close()
+        except OSError as cause:
+            message = f"must be a file that can be written, got {text!r} ({cause})"
+            raise argparse.ArgumentTypeError(message) from cause
+        if new:
+            path.unlink()
         return path
 
     return parse
@@ -45,7 +54,8 @@ def _file(*suffixes: str) -> Callable[[str], Path]:
 
 def _names(text: str) -> tuple[str, ...]:
     """Names separated by commas, for argparse."""
-    return tuple(name.strip() for name in text.split(","))
+    names = (name.strip() for name in text.split(","))
+    return tuple(name for name in names if name)
 
 
 def _some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -152,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: as on the command line; None for those of this process.
 
     Returns:
-      The exit status: 0, or 1 where something was found wrong.
+      The exit status: 0, 1 where something was found wrong, 130 after Ctrl-C.
     """
     options = vars(_parser().parse_args(arguments))
     command = importlib.import_module(f"jaxconv.commands.{options.pop('command')}")
@@ -163,7 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package not in _EXTRA:
             raise
         print(
-            f'jaxconv: this command needs {package}: pip install "jaxconv[demo]"',
+            f"jaxconv: this command needs {package}: install jaxconv with its extra "
+            'demo, as in pip install -e ".[demo]"',
             file=sys.stderr,
         )
         return 1
+    except KeyboardInterrupt:
+        print("jaxconv: interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -338,6 +338,29 @@ def test_models_take_no_roles(small, capsys):
     assert "Choose from mobilenetv2, resnet18" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep", "1", "--only", "a"], "Leave out --suite and --only."),
+        (["--sweep", "1", "--suite", "models"], "Leave out --suite and --only."),
+        (["--peer-python", "python"], "Add --peer torch."),
+        (["--peer", "torch", "--peer-python", "/nope"], "but got /nope"),
+        (["--only", "nosuch,"], "--only nosuch. Choose from a, b, c."),
+    ],
+)
+def test_options_that_would_be_lost_are_refused(options, message, small, capsys):
+    assert main(["bench", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_narrow_terminals_show_times_and_speed_ups(small, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["bench", "--only", "a", "--roles", "forward"]) == 0
+    told = capsys.readouterr().out
+    assert "stock ms" in told and "speed-up" in told and "(median)" not in told
+
+
 def test_unknown_layers_are_named(small, capsys):
     assert main(["bench", "--only", "a,nosuch"]) == 1
     assert "--only nosuch. Choose from a, b, c." in capsys.readouterr().err

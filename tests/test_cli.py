@@ -69,6 +69,7 @@ def test_check_in_double_precision_leaves_the_setting_alone(monkeypatch, capsys)
             ["demo", "--out", "no/folder/a.png"],
             "must be a file in a folder that exists",
         ),
+        (["bench", "--json", "/proc/a.json"], "must be a file that can be written"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
@@ -82,7 +83,7 @@ def test_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert main(["check"]) == 1
-    assert 'pip install "jaxconv[demo]"' in capsys.readouterr().err
+    assert 'pip install -e ".[demo]"' in capsys.readouterr().err
 
 
 def test_module_runs_and_imports_nothing_of_the_extras():

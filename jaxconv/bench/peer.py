@@ -27,13 +27,19 @@ class Peer:
     def __init__(self, python: str | None = None):
         """Start it."""
         program = Path(__file__).with_name("torch_peer.py")
-        self._process = subprocess.Popen(
-            [python or sys.executable, str(program)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python or sys.executable, str(program)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as cause:
+            raise PeerError(
+                f"bench: --peer-python must be an interpreter that has torch, but got "
+                f"{python} ({cause}). Name one that can be run."
+            ) from cause
         answer = self._answer()
         if not answer:
             _, said = self._process.communicate()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,37 +117,48 @@ def _named(value: Any) -> Any:
     return {name: _named(field) for name, field in fields.items()}
 
 
-def table(machine: Machine, rows: Sequence[Row]) -> Any:
-    """One line per layer and role, for `rich`."""
+def table(machine: Machine, rows: Sequence[Row], *, brief: bool = False) -> Any:
+    """One line per layer and role, for `rich`.
+
+    Args:
+      machine: on what.
+      rows: what was measured.
+      brief: only times and speed-ups, for narrow terminals.
+    """
     from rich.table import Table
 
     told = Table(title=machine.description)
     for column in ("layer", "role"):
         told.add_column(column, overflow="fold")
-    columns = ["stock ms", "(median)", "jaxconv ms", "(median)", "speed-up"]
-    columns += ["GFLOP/s", "GB/s", "compile", "memory", "error"]
-    columns += ["peer ms"] if any(row.peer for row in rows) else []
-    for column in columns:
-        told.add_column(column, justify="right")
+
+    def flops(row: Row) -> str:
+        rate = row.flops / row.jaxconv.fastest
+        return f"{rate / 1e9:.1f} ({rate / machine.gemm:.0%})"
+
+    def moved(row: Row) -> str:
+        rate = row.bytes / row.jaxconv.fastest
+        return f"{rate / 1e9:.1f} ({rate / machine.copy:.0%})"
+
+    columns: list[tuple[str, bool, Callable[[Row], str]]] = [
+        ("stock ms", True, lambda row: f"{1e3 * row.stock.fastest:.2f}"),
+        ("(median)", False, lambda row: f"{1e3 * row.stock.median:.2f}"),
+        ("jaxconv ms", True, lambda row: f"{1e3 * row.jaxconv.fastest:.2f}"),
+        ("(median)", False, lambda row: f"{1e3 * row.jaxconv.median:.2f}"),
+        ("speed-up", True, lambda row: f"{row.speedup:.2f}"),
+        ("GFLOP/s", False, flops),
+        ("GB/s", False, moved),
+        ("compile", False, lambda row: f"{row.compile_ratio:.1f}"),
+        ("memory", False, lambda row: f"{row.memory_ratio:.2f}"),
+        ("error", False, lambda row: f"{row.error:.2g}"),
+    ]
+    if any(row.peer for row in rows):
+        columns.append(("peer ms", True, lambda row: f"{1e3 * (row.peer or 0):.2f}"))
+    kept = [(heading, cell) for heading, short, cell in columns if short or not brief]
+    for heading, _ in kept:
+        told.add_column(heading, justify="right")
     for row in rows:
-        flops = row.flops / row.jaxconv.fastest
-        bytes_ = row.bytes / row.jaxconv.fastest
-        cells = [
-            *(row.layer, row.role.replace("_", " ")),
-            f"{1e3 * row.stock.fastest:.2f}",
-            f"{1e3 * row.stock.median:.2f}",
-            f"{1e3 * row.jaxconv.fastest:.2f}",
-            f"{1e3 * row.jaxconv.median:.2f}",
-            f"{row.speedup:.2f}",
-            f"{flops / 1e9:.1f} ({flops / machine.gemm:.0%})",
-            f"{bytes_ / 1e9:.1f} ({bytes_ / machine.copy:.0%})",
-            f"{row.compile_ratio:.1f}",
-            f"{row.memory_ratio:.2f}",
-            f"{row.error:.2g}",
-        ]
-        if row.peer is not None:
-            cells.append(f"{1e3 * row.peer:.2f}")
-        told.add_row(*cells)
+        cells = (cell(row) for _, cell in kept)
+        told.add_row(row.layer, row.role.replace("_", " "), *cells)
     return told
 
 

@@ -18,6 +18,7 @@ from jaxconv.bench.sweep import random_layer
 from jaxconv.bench.transforms import TRANSFORMED, measure_transformed
 from jaxconv.bench.zoo import SUITES
 from jaxconv.cases import ConvCase
+from jaxconv.commands import INTERRUPTED
 
 WIDTH = 160
 """Columns where the output goes to a file, which wraps no lines."""
@@ -27,9 +28,6 @@ PROGRAMS = {
     "transforms": "layers under vmap, and second derivatives",
 }
 """Suites of programs, which have no roles."""
-
-INTERRUPTED = 130
-"""Exit status of a command that the user ended, as shells have it."""
 
 
 class UnknownLayerError(ValueError):
@@ -76,7 +74,17 @@ def run(
     if not console.is_terminal:
         console = Console(width=WIDTH)
     try:
-        if suite in PROGRAMS and sweep is None:
+        if sweep is not None and (only or suite != "zoo"):
+            raise UnknownLayerError(
+                "bench: --sweep measures random layers, which are of no suite. Leave "
+                "out --suite and --only."
+            )
+        if peer_python is not None and peer is None:
+            raise UnknownLayerError(
+                f"bench: --peer-python is the interpreter of a peer, but got "
+                f"--peer-python {peer_python} alone. Add --peer torch."
+            )
+        if suite in PROGRAMS:
             if regret or peer or dtype != "float32" or tuple(roles) != ROLES:
                 raise UnknownLayerError(
                     f"bench: --suite {suite} measures {PROGRAMS[suite]} in float32. "
@@ -157,7 +165,7 @@ def _bench(
     """Stock against jaxconv, job by job; and which of `cases` gain least."""
     probed = probe()
     rows = _collect(console, jobs, measured, report.summary, probed, json)
-    console.print(report.table(probed, rows))
+    console.print(report.table(probed, rows, brief=console.width < WIDTH))
     if cases:
         console.print(report.slowest(cases, rows))
     console.print(
