@@ -138,19 +138,21 @@ def as_array(function: str, name: str, value: ArrayLike) -> jax.Array:
         ) from cause
 
 
-def as_shape(function: str, name: str, value: Any) -> tuple[int, ...]:
+def as_shape(
+    function: str, name: str, value: Any, advice: str = "Pass array.shape."
+) -> tuple[int, ...]:
     """The argument as a shape, or a TypeError or ValueError that names it."""
     sizes = None if hasattr(value, "shape") else elements(value)
-    if sizes is None:
+    if sizes is None or any(hasattr(size, "shape") and size.shape for size in sizes):
         raise TypeError(
             f"{function}: {name} must be a shape, a tuple of ints, but got {name} of "
-            f"type {type(value).__name__}. Pass array.shape."
+            f"type {type(value).__name__}. {advice}"
         )
     caller: Caller = Caller(function, {"rhs": name}, f"{name}={value!r}")
     shape = tuple(static_int(caller, "rhs", size, value) for size in sizes)
     if any(is_static(size) and size < 0 for size in shape):
         rule = f"{name} must hold sizes of at least 0"
-        raise caller.error(ValueError, rule, "rhs", value, "Pass array.shape.")
+        raise caller.error(ValueError, rule, "rhs", value, advice)
     return shape
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxconv import primitive
@@ -59,6 +60,11 @@ class ConvParams(NamedTuple):
 
     kernel: ArrayLike
     bias: ArrayLike | None = None
+
+
+jax.export.register_namedtuple_serialization(
+    ConvParams, serialized_name="jaxconv.ConvParams"
+)
 
 
 def conv_forward(
@@ -321,7 +327,7 @@ def conv_kernel_grad(
       g: cotangent of the result.
       dtype: of the gradient; None for that of x. A wider one, such as float32 for
         bfloat16 operands, is that of the sums, which are not rounded before.
-      **options: as for `conv_forward`.
+      **options: as for `conv_forward`, but for `cast_kernel`, which `dtype` replaces.
 
     Returns:
       The gradient, of shape `kernel_shape`.
@@ -335,6 +341,12 @@ def conv_kernel_grad(
       (5, 3, 4)
     """
     function = "conv_kernel_grad"
+    if "cast_kernel" in options:
+        raise TypeError(
+            f"{function}: dtype says of which dtype the gradient is, but got "
+            f"cast_kernel={options['cast_kernel']!r}. Pass dtype=jnp.float32, or the "
+            "like, instead."
+        )
     x, shape = (
         as_array(function, "x", x),
         as_shape(function, "kernel_shape", kernel_shape),
@@ -407,10 +419,19 @@ def init_conv_params(
             rule = "sizes must be at least 1"
             raise caller.error(ValueError, rule, "rhs", whole, "Pass positive ints.")
     taps, (in_features,), (out_features,), (groups,) = sizes.values()
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    try:
+        is_inexact = jnp.issubdtype(dtype, jnp.inexact)
+    except TypeError:
+        is_inexact = False
+    if not is_inexact:
         raise TypeError(
             "init_conv_params: parameters must be floating or complex, but got "
             f"dtype={dtype}. Pass one such as jnp.float32."
+        )
+    if not (kernel_init is None or callable(kernel_init)):
+        raise TypeError(
+            "init_conv_params: kernel_init must be an initializer, but got kernel_init="
+            f"{kernel_init!r}. Pass one such as jax.nn.initializers.he_normal()."
         )
     if in_features % groups or out_features % groups:
         raise ValueError(
@@ -418,9 +439,23 @@ def init_conv_params(
             f"groups={groups} (in_features={in_features}, out_features={out_features})."
             " Change one of them."
         )
+    if not _is_key(key):
+        raise TypeError(
+            f"init_conv_params: key must be a random key, but got key={key!r}. Pass "
+            "one such as jax.random.key(0)."
+        )
     init = kernel_init or jax.nn.initializers.lecun_normal()
     kernel = init(key, (*taps, in_features // groups, out_features), dtype)
     return ConvParams(kernel, jnp.zeros(out_features, dtype) if bias else None)
+
+
+def _is_key(key: Any) -> bool:
+    """Whether it is one random key, of the typed or of the raw kind."""
+    if not isinstance(key, jax.Array | np.ndarray):
+        return False
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key.ndim == 0
+    return key.ndim == 1 and key.dtype == np.uint32
 
 
 def _type(array: jax.Array) -> jax.ShapeDtypeStruct:

@@ -101,7 +101,8 @@ class ConvTransposeOptions(TypedDict, total=False):
       groups: G ≥ 1, divides the input and output features. Default 1.
       transpose_kernel: the kernel is that of the convolution which this transposes,
         [*taps, Cout // groups, Cin]: it is flipped, and its features exchanged.
-        Default False.
+        Haiku's, of the same shape, are not flipped: give `dimension_numbers` such as
+        ("NHWC", "HWOI", "NHWC") for these. Default False.
       use_consistent_padding: read explicit padding as that of the convolution which
         this transposes, as PyTorch does. Default False.
       dimension_numbers: as in `ConvOptions`.
@@ -232,11 +233,25 @@ class Layer(NamedTuple):
         return feature + rank - (len(spatial) + 2)
 
 
+_ELSEWHERE = {
+    "dtype": ("preferred_element_type",),
+    "feature_group_count": ("groups",),
+    "input_dilation": ("input_dilation", "strides"),  # a transposed layer's strides
+    "kernel_dilation": ("dilation",),
+    "lhs_dilation": ("input_dilation", "strides"),
+    "rate": ("dilation",),
+    "rhs_dilation": ("dilation",),
+    "window_strides": ("strides",),
+}
+"""What options are called, by what other libraries call them."""
+
+
 def _all_options(function: str, given: Any, defaults: Any) -> dict[str, Any]:
     """Defaults replaced by what was given; a keyword that nothing has is refused."""
     for name, value in given.items():
         if name not in defaults:
-            close = difflib.get_close_matches(name, defaults, n=1)
+            close = [n for n in _ELSEWHERE.get(name, ()) if n in defaults]
+            close += difflib.get_close_matches(name, defaults, n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
             raise TypeError(
                 f"{function}: keywords must be known ones, but got {name}={value!r}. "

@@ -149,7 +149,8 @@ def _problem(
     geometry: dict[str, Any],
 ) -> ConvProblem:
     """The convolution, channel by channel, with a feature for each tap."""
-    taps = as_shape(caller.function, "filter_shape", filter_shape)
+    advice = "Pass one size per spatial axis, such as (3, 3)."
+    taps = as_shape(caller.function, "filter_shape", filter_shape, advice)
     like = (1, 1, *taps)
     layout = canonical_layout(caller, x.shape, like, dimension_numbers)
     channels = x.shape[layout.lhs_spec[1]]

@@ -314,12 +314,28 @@ FUNCTIONAL_ERRORS = {
     "unknown-keyword-vjp": (
         lambda: vjp(rate=2),
         TypeError,
-        "conv_vjp: keywords must be known ones, but got rate=2",
+        "conv_vjp: keywords must be known ones, but got rate=2. Did you mean dilation",
+    ),
+    "unknown-keyword-of-lax": (
+        lambda: forward(lhs_dilation=2),
+        TypeError,
+        r"conv_forward: keywords .* lhs_dilation=2. Did you mean input_dilation\?",
+    ),
+    "cast-kernel-of-a-gradient": (
+        lambda: jaxconv.conv_kernel_grad(X, K.shape, X, cast_kernel=True),
+        TypeError,
+        "conv_kernel_grad: dtype .* but got cast_kernel=True. Pass dtype=jnp.float32",
+    ),
+    "kernel-shape-of-parameters": (
+        lambda: jaxconv.conv_kernel_grad(X, cast(Any, jaxconv.ConvParams(K)), X),
+        TypeError,
+        "conv_kernel_grad: kernel_shape must be a shape, a tuple of ints, but got "
+        "kernel_shape of type ConvParams. Pass array.shape.",
     ),
     "unknown-keyword-transposed": (
         lambda: transposed(input_dilation=2),
         TypeError,
-        "conv_transpose_forward: keywords .* got input_dilation=2",
+        "conv_transpose_forward: keywords .* got input_dilation=2. .* mean strides",
     ),
     "groups": (
         lambda: forward(groups=4),
@@ -431,6 +447,25 @@ FUNCTIONAL_ERRORS = {
         "init_conv_params: kernel_size must be made of ints .* got kernel_size=3.0",
     ),
     "init-dtype": (
+        lambda: jaxconv.init_conv_params(
+            jax.random.key(0), 4, 6, 3, dtype=cast(Any, "float3")
+        ),
+        TypeError,
+        "init_conv_params: parameters must be floating or complex, .* dtype=float3",
+    ),
+    "initializer": (
+        lambda: jaxconv.init_conv_params(
+            jax.random.key(0), 4, 6, 3, kernel_init=cast(Any, "he")
+        ),
+        TypeError,
+        "init_conv_params: kernel_init must be an initializer, .* kernel_init='he'",
+    ),
+    "key": (
+        lambda: jaxconv.init_conv_params(cast(Any, 0), 4, 6, 3),
+        TypeError,
+        r"init_conv_params: key must be a random key, but got key=0. .*key\(0\)",
+    ),
+    "parameters-of-integers": (
         lambda: jaxconv.init_conv_params(jax.random.key(0), 4, 6, 3, dtype=jnp.int32),
         TypeError,
         "parameters must be floating or complex",

@@ -372,3 +372,11 @@ def test_a_real_bias_of_a_complex_layer(integers):
     expected = jax.vjp(jaxconv.conv_forward, params, x)[1](y)
     chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
     chex.assert_trees_all_equal(got, expected)
+
+
+def test_layers_are_exported_with_their_parameters():
+    params = jaxconv.init_conv_params(jax.random.key(0), 6, 4, (3, 3))
+    x = jnp.ones((2, 8, 8, 6))
+    exported = jax.export.export(jax.jit(jaxconv.conv_forward))(params, x)
+    again = jax.export.deserialize(exported.serialize(vjp_order=1))
+    chex.assert_trees_all_equal(again.call(params, x), jaxconv.conv_forward(params, x))
