@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.extend.core.primitives import reshape_p, rev_p
 
@@ -142,7 +143,7 @@ class Program(NamedTuple):
     def run(self, jaxpr: Any) -> Any:
         """What the function returns, computed by another program of the same type."""
         # What `jaxpr_as_fun` returns does not look for NaNs when JAX is told to.
-        arrays = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *self.arrays)
+        arrays = eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *self.arrays)
         return self.returned(arrays)
 
 
