@@ -32,6 +32,7 @@ from jaxconv.algorithms import (
     product,
     slices_gradient,
     stencil,
+    subpixel,
     swap,
 )
 from jaxconv.algorithms.subpixel import phases
@@ -975,3 +976,18 @@ def test_gradients_of_single_examples_are_taken_member_by_member():
     assert gradients(32, 28, 32) == ["by_member"]
     # A turn of the loop takes longer than the gradient of a small example.
     assert gradients(1024, 7, 8) == ["channels_last"]
+
+
+@pytest.mark.parametrize(
+    ("points", "algorithm"), [(2400, "subpixel"), (2401, "by_image")]
+)
+def test_phases_that_lie_in_place_are_not_divided(points, algorithm, costs):
+    layers = layer("", 32, (points,), 64, 32, (3,), strides=3, padding=(0, 2))
+    problem = problem_in(layers, "input_gradient", np.dtype("float32"))
+    assert plan(problem, "cpu").algorithm == algorithm
+    operands = problem.x_shape, problem.kernel_shape
+    types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in operands]
+    run = functools.partial(subpixel.run, problem, conv=directly)
+    _, taken = costs(jax.jit(run).lower(*types).compile())
+    written = 4 * np.prod(problem.output_shape)
+    assert (taken < written / 10) == (algorithm == "subpixel")
