@@ -152,7 +152,9 @@ def table(machine: Machine, rows: Sequence[Row], *, brief: bool = False) -> Any:
         ("error", False, lambda row: f"{row.error:.2g}"),
     ]
     if any(row.peer for row in rows):
-        columns.append(("peer ms", True, lambda row: f"{1e3 * (row.peer or 0):.2f}"))
+        columns.append(
+            ("peer ms", True, lambda row: f"{1e3 * row.peer:.2f}" if row.peer else "")
+        )
     kept = [(heading, cell) for heading, short, cell in columns if short or not brief]
     for heading, _ in kept:
         told.add_column(heading, justify="right")
