@@ -236,7 +236,7 @@ class Layer(NamedTuple):
 _ELSEWHERE = {
     "dtype": ("preferred_element_type",),
     "feature_group_count": ("groups",),
-    "input_dilation": ("input_dilation", "strides"),  # a transposed layer's strides
+    "input_dilation": ("strides",),  # of a transposed layer
     "kernel_dilation": ("dilation",),
     "lhs_dilation": ("input_dilation", "strides"),
     "rate": ("dilation",),

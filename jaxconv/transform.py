@@ -78,13 +78,13 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(fn)
     def accelerated(*args: P.args, **kwargs: P.kwargs) -> R:
         program = trace(fn, args, kwargs)
-        for path in program.changed:
+        if program.changed:
             raise TypeError(
                 f"accelerate: {name_of(fn)} must not change its arguments, but sets "
-                f"{path}. It is traced on copies, on which that would be lost. Return "
-                "new state and update the object with it, as docs/frameworks.md shows "
-                "for Flax NNX; what nnx.jit has jitted sets all state: accelerate the "
-                "function inside of it."
+                f"{program.changed[0]}. It is traced on copies, on which that would be "
+                "lost. Return new state and update the object with it, as docs/"
+                "frameworks.md shows for Flax NNX; what nnx.jit has jitted sets all "
+                "state: accelerate the function inside of it."
             )
         given = {id(leaf) for leaf in jax.tree.leaves((args, kwargs))}
         for path, value in program.others:

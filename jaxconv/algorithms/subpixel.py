@@ -99,8 +99,11 @@ def phases(
         dilation = math.gcd(step, int(np.gcd.reduce(firsts[own] - first))) or 1
         return first, (last - first) // dilation, dilation
 
+    def repeats(shift: int) -> int:
+        return -(-(outputs + shift) // period)
+
     def cost(shift: int) -> tuple[int, int]:
-        return (1 + entries(shift)[1]) * -(-(outputs + shift) // period), shift
+        return (1 + entries(shift)[1]) * repeats(shift), shift
 
     shift = min(shifts, key=cost)
     first, steps, dilation = entries(shift)
@@ -109,7 +112,7 @@ def phases(
         if r - shift in met:
             t, i = met[r - shift]
             table[r, (i - first) // dilation] = t
-    count = -(-(outputs + shift) // period)
+    count = repeats(shift)
     # A period cut short at `outputs` has Q = 1, where any stride will do.
     window_stride = stride * period // lhs_dilation if count > 1 else 1
     reach = window_stride * (count - 1) + first + dilation * steps
@@ -171,9 +174,8 @@ def is_in_place(problem: ConvProblem) -> bool:
     y_axes = spec.dimension_numbers.out_spec
     in_order = y_axes == (0, len(y_axes) - 1, *range(1, len(y_axes) - 1))
     last = all(len(axis.taps) == 1 for axis in axes[:-1])
-    whole = [axis.repeats * len(axis.taps) for axis in axes] == [
-        *problem.output_spatial
-    ]
+    outputs = tuple(axis.repeats * len(axis.taps) for axis in axes)
+    whole = outputs == problem.output_spatial
     return spec.groups == 1 and in_order and last and whole
 
 

@@ -31,9 +31,11 @@ def rule(problem: ConvProblem, plan: Callable[[ConvProblem], Plan]) -> Plan | No
         return None
     _, one = by_image.of_block(problem)
     spec = one.spec
-    dense = spec.groups == 1 and max(spec.lhs_dilation) == 1 and has_routine(one)
+    dense = spec.groups == 1 and max(spec.lhs_dilation) == 1
+    if dense and len(one.x_spatial) <= 2 and has_routine(one):
+        return None
     chosen = plan(one)
-    if (dense and len(one.x_spatial) <= 2) or chosen.algorithm in TOGETHER:
+    if chosen.algorithm in TOGETHER:
         return None
     reason = f"one of an unknown number of images at a time: {chosen.reason}"
     return Plan("by_image", reason)
