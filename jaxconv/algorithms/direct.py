@@ -53,6 +53,20 @@ def scatter_cost(problem: ConvProblem) -> float:
     return 2.1e-5 + 2.6e-12 * 2 * scattered * problem.channels + added + moved
 
 
+_NARROW = {
+    (1, False): (0.9e-9, 2e-10, 12e-12),
+    (1, True): (8.6e-9, 2.5e-10, 8e-12),
+    (2, False): (1.3e-9, 0.6e-10, 25e-12),
+    (2, True): (2.3e-9, 3.2e-10, 22e-12),
+    (3, False): (1.1e-8, 2.5e-9, 23e-12),
+    (3, True): (6.6e-9, 1.8e-8, 3e-12),
+}
+"""Seconds on narrow vectors for each window and tap, each entry of them, each product.
+
+By axes, and whether the entries that a window or its steps read stand apart.
+"""
+
+
 def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     """Seconds, about, of a dense kernel gradient by XLA:CPU.
 
@@ -60,7 +74,8 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     and whose channels are the layer's images. Windows of few images are read slowly,
     three dimensions much more so, and a dilated input, as of transposed layers, most:
     it has no routine for those, nor for windows that are larger than the input and are
-    not padded. Fitted as the cost of `patches_gradient` is, for the Xeon to 730 layers.
+    not padded. Fitted as the cost of `patches_gradient` is, for the Xeon to 730 layers,
+    and for narrow vectors to 402.
     """
     rank, points = len(problem.x_spatial), math.prod(problem.kernel_spatial)
     window = problem.channels * points
@@ -71,12 +86,6 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
         return 2.1e-5 + 2 * rows * window * problem.features / rate
     lanes = 8 if processor is Processor.NARROW else 16
     flops = 2 * rows * window * -(-problem.features // lanes) * lanes
-    if processor is Processor.NARROW:
-        read = {1: 0.0, 2: 0.9e-9 / problem.channels}.get(rank, 4.4e-9)
-        rate = {1: 100e9, 2: 55e9}.get(rank, 40e9)
-        packed = 0.9e-9 * window * problem.features
-        # Some are ten times slower than this, so that only half of it is believed.
-        return 2 * (8e-5 + packed + read * rows * window + flops / rate)
     moved = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
     if processor is Processor.WIDE_AMD:
         if rank == 1:
@@ -90,6 +99,10 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     strided = max(problem.spec.rhs_dilation) > 1
     apart = strided or max(problem.spec.window_strides) > 1
     channel, few = 1 / problem.channels, problem.features <= 24
+    if processor is Processor.NARROW:
+        of_windows, of_entries, each = _NARROW[min(rank, 3), apart]
+        read = of_windows * channel + of_entries
+        return 6e-5 + read * rows * window + each * flops + 1.1e-9 * moved
     if rank == 1 and strided:
         read, each = 4e-9 * channel + 3.2e-10, 5.6e-12
     elif rank == 1:
