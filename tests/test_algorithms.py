@@ -455,6 +455,15 @@ def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
     image = layer("", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10))
     for case, part in ((images, "by_image"), (image, "by_rows")):
         # A kernel gradient adds up all of an image, and has nothing to be divided.
+@pytest.mark.parametrize("taps", [5, 9])
+def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
+    half, shape = taps // 2, (8, 8, (taps, taps))
+    case = layer("", 64, (28, 28), *shape, strides=2, groups=8, padding=(half, half))
+    problem = problem_in(case, "kernel_gradient", jnp.float32)
+    for kind in (Processor.NARROW, Processor.WIDE):
+        assert plan(problem, "cpu", processor=kind).algorithm == "direct"
+
+
         for role, known in zip(ROLES, (part, part, "fourier"), strict=True):
             problem = problem_in(case, role, jnp.float32)
             chosen = plan(problem, "cpu", processor=Processor.WIDE_AMD)

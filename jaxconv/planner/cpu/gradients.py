@@ -126,7 +126,8 @@ def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
 def _of_depthwise_gradient(problem: ConvProblem) -> dict[str, float]:
     """Costs of what multiplies no other pairs than those of each channel."""
     costs = {"depthwise_gradient": depthwise_gradient.cost(problem)}
-    if not by_output.applies(problem):  # several features for each channel
+    dilated = max(problem.spec.lhs_dilation) > 1
+    if dilated or problem.features > problem.spec.batch_group_count:
         return costs
     few = problem.features <= LANES and len(problem.x_spatial) < 3
     if math.prod(problem.output_spatial) == 1:
