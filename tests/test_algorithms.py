@@ -455,11 +455,6 @@ def test_products_of_few_columns_are_left_to_convolutions_by_processor():
         } == known, shape
 
 
-def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
-    images = layer("", 8, (256, 256), 1, 16, (21, 21), padding=(10, 10))
-    image = layer("", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10))
-    for case, part in ((images, "by_image"), (image, "by_rows")):
-        # A kernel gradient adds up all of an image, and has nothing to be divided.
 @pytest.mark.parametrize("taps", [5, 9])
 def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
     half, shape = taps // 2, (8, 8, (taps, taps))
@@ -469,6 +464,11 @@ def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
         assert plan(problem, "cpu", processor=kind).algorithm == "direct"
 
 
+def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
+    images = layer("", 8, (256, 256), 1, 16, (21, 21), padding=(10, 10))
+    image = layer("", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10))
+    for case, part in ((images, "by_image"), (image, "by_rows")):
+        # A kernel gradient adds up all of an image, and has nothing to be divided.
         for role, known in zip(ROLES, (part, part, "fourier"), strict=True):
             problem = problem_in(case, role, jnp.float32)
             chosen = plan(problem, "cpu", processor=Processor.WIDE_AMD)
@@ -976,7 +976,12 @@ def test_subpixel_of_kernel_equal_to_stride_wastes_nothing():
     assert solved.padding == (0, 0)
 
 
-def test_gradients_of_single_examples_are_taken_member_by_member():
+@pytest.mark.parametrize("processor", Processor)
+def test_gradients_of_single_examples_are_taken_member_by_member(
+    processor, monkeypatch
+):
+    monkeypatch.setattr("jaxconv.planner.this_processor", lambda: processor)
+
     def gradients(n, size, channels):
         def one(x, g):
             return jaxconv.conv_kernel_grad(
