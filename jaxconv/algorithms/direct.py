@@ -54,7 +54,7 @@ def scatter_cost(problem: ConvProblem) -> float:
 
 
 _NARROW = {
-    (1, False): (0.9e-9, 2e-10, 12e-12),
+    (1, False): (0.9e-9, 2e-10, 9e-12),
     (1, True): (8.6e-9, 2.5e-10, 8e-12),
     (2, False): (1.3e-9, 0.6e-10, 25e-12),
     (2, True): (2.3e-9, 3.2e-10, 22e-12),
