@@ -189,8 +189,8 @@ def windows(
     found, there = _reads(axes, outputs, taps, max(i.ndim for i in (*outputs, *taps)))
     if len(x) * x.shape[-1] < FEW:
         x, found = lax.optimization_barrier((x, found))
-    X = x.at[(batch, *found)].get(mode="promise_in_bounds")
-    return jnp.where(_of_rank(there, X.ndim), X, jnp.zeros((), x.dtype))
+    X = x.at[(batch, *found)].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return _masked(_of_rank(there, X.ndim), X)
 
 
 class Places(NamedTuple):
@@ -243,7 +243,12 @@ def read(x: jax.Array, where: Places, count: int | None = None) -> jax.Array:
         (1, count or x.shape[-1]),
         mode="promise_in_bounds",
     )
-    return jnp.where(there, X, jnp.zeros((), x.dtype))
+    return _masked(there, X)
+
+
+def _masked(there: Index, X: jax.Array) -> jax.Array:
+    """X, and zero where there is nothing."""
+    return lax.select(jnp.broadcast_to(there, X.shape), X, jnp.zeros_like(X))
 
 
 def _reads(
