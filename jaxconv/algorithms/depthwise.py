@@ -37,6 +37,7 @@ from jaxconv.algorithms.windows import (
     entries,
     every,
     loop,
+    only,
     padded,
     padded_bytes,
     transposed,
@@ -163,7 +164,7 @@ def run(
                 c, *t = unravel(q[i], terms)
                 X = windows(stacked[c], axes, slice(None), outputs, t)
                 product = times(X, kernel[q[i]])
-                y = y + (product if new is None else jnp.where(new[i], product, 0))
+                y = y + only(None if new is None else new[i], product)
             return y
 
         start = zeros((*shape, problem.features), sums, x)

@@ -472,4 +472,4 @@ def only(new: jax.Array | None, terms: jax.Array, axis: int = 0) -> jax.Array:
         return terms
     shape = [1] * terms.ndim
     shape[axis] = new.size
-    return jnp.where(new.reshape(shape), terms, jnp.zeros((), terms.dtype))
+    return _masked(new.reshape(shape), terms)
