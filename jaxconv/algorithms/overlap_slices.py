@@ -87,56 +87,56 @@ def run(
     x = x.transpose(batch, depth, *spatial, channel)
     kernel = kernel.transpose(*taps, in_feature, k_depth, feature)
     kernel = kernel.reshape(*kernel.shape[:-2], -1)  # [*K, C, K₁·F]
-    flat, far, D = _flat(problem).spec, _far(axis), axis.size
-    none = [(0, 0, 0)] * (len(spatial) + 1)
+    flat, far = _flat(problem).spec, _far(axis)
+    of_slice = (*problem.output_spatial[1:], axis.taps, problem.features)
+    images, at_once = blocks_of(problem.batch, max(BLOCK // _image_bytes(problem), 1))
+    passes, size = _passes(problem)
+    if passes > 1:
+        end = passes * size - axis.outputs + spec.padding[0][1]
+        x = spread(x, [(0, 0, 0), (axis.low, end, 0), *[(0, 0, 0)] * (x.ndim - 2)])
 
     def at(image: Any, slice_: Any) -> list[jax.Array]:
-        return [jnp.int32(i) for i in (image, slice_, *[0] * len(none))]
+        return [jnp.int32(i) for i in (image, slice_, *[0] * (x.ndim - 2))]
 
-    def sums(n: Any, start: Any, b: int) -> jax.Array:
-        """What b slices give to y, [n, b + far, *O, F], from `far` slices before."""
+    def given(n: Any, start: Any, count: int) -> jax.Array:
+        """What so many slices give to y, Z as [n, slices, (*O, K₁, F)]."""
         rest = x.shape[2:]
-        slices = lax.dynamic_slice(x, at(n, start), (at_once, b, *rest))
+        slices = lax.dynamic_slice(x, at(n, start), (at_once, count, *rest))
         Z = conv(flat, slices.reshape(-1, *rest), kernel)
-        Z = lax.optimization_barrier(Z)
-        Z = Z.reshape(at_once, b, *Z.shape[1:-1], axis.taps, problem.features)
-        ahead = [axis.rhs_dilation * t for t in range(axis.taps)]
-        terms = [
-            spread(Z[..., t, :], [(0, 0, 0), (far - a, a, 0), *none])
-            for t, a in enumerate(ahead)
-        ]
-        return functools.reduce(operator.add, terms)
+        Z = Z.reshape(at_once, count, math.prod(of_slice))
+        return lax.optimization_barrier(Z)
 
-    image = D * _slice_bytes(problem)
-    images, at_once = blocks_of(problem.batch, max(BLOCK // image, 1))
-    size = BLOCK // _slice_bytes(problem)
-    skip = far - axis.low  # slices of the sums that lie before the first of y
-    first, passes = (D, 0) if image <= BLOCK else (D % size or size, (D - 1) // size)
-    if first < skip:
-        first, passes = first + size, passes - 1
+    def added_up(Z: jax.Array) -> jax.Array:
+        """The slices of y that read these of Z, and no others."""
+        Z, count = lax.optimization_barrier(Z), Z.shape[1] - far
+        Z = Z.reshape(*Z.shape[:2], *of_slice)
+        ahead = [axis.rhs_dilation * t for t in range(axis.taps)]
+        terms = [Z[:, a : a + count, ..., t, :] for t, a in enumerate(ahead)]
+        return functools.reduce(operator.add, terms)
 
     def convolved(index: jax.Array, y: jax.Array) -> jax.Array:
         n, *_ = block(index, images, at_once, problem.batch)
-        begun = sums(n, 0, first)
-        done, rest = begun[:, max(skip, 0) : first], begun[:, first:]
-        y = lax.dynamic_update_slice(y, done, at(n, max(-skip, 0)))
+        if passes == 1:
+            Z = given(n, 0, axis.size)
+            Z = spread(Z, [(0, 0, 0), (*spec.padding[0], 0), (0, 0, 0)])
+            return lax.dynamic_update_slice(y, added_up(Z), at(n, 0))
 
         def add(step: jax.Array, carry: tuple) -> tuple:
-            y, rest = carry
-            start = first + step * size
-            new = sums(n, start, size)
-            new += spread(rest, [(0, 0, 0), (0, size, 0), *none])
-            y = lax.dynamic_update_slice(y, new[:, :size], at(n, start - skip))
-            return y, new[:, size:]
+            y, before = carry
+            start = step * size
+            Z = given(n, far + start, size)
+            both = jnp.concatenate([before, Z[:, :far]], 1)
+            y = lax.dynamic_update_slice(y, added_up(both), at(n, start))
+            y = lax.dynamic_update_slice(y, added_up(Z), at(n, start + far))
+            return y, Z[:, size - far :]
 
-        if passes:
-            y, rest = loop(passes, add, (y, rest))
-        rest = rest[:, : axis.outputs - D + skip]  # none lies behind the last of y
-        return lax.dynamic_update_slice(y, rest, at(n, D - skip))
+        y, _ = loop(passes, add, (y, given(n, 0, far)))
+        return y
 
-    shape = (problem.batch, *problem.output_spatial, problem.features)
-    y = zeros(shape, problem.output_dtype, x)
-    return spec.laid_out(loop(images, convolved, y))
+    shape = (problem.batch, passes * size, *problem.output_spatial[1:])
+    y = zeros((*shape, problem.features), problem.output_dtype, x)
+    y = loop(images, convolved, y)[:, : axis.outputs]
+    return spec.laid_out(y)
 
 
 def _far(axis: Axis) -> int:
@@ -154,6 +154,21 @@ def _flat(problem: ConvProblem) -> ConvProblem:
         x_shape=(problem.batch * depth, *spatial, problem.channels),
         kernel_shape=(*taps, problem.channels, k_depth * problem.features),
     )
+
+
+def _passes(problem: ConvProblem) -> tuple[int, int]:
+    """(number, size) of the blocks of slices of y, taken one after the other."""
+    outputs = axes_of(problem)[0].outputs
+    if _image_bytes(problem) <= BLOCK:
+        return 1, outputs
+    most, far = BLOCK // _slice_bytes(problem), _far(axes_of(problem)[0])
+    passes, size = blocks_of(outputs, most)
+    return (passes, size) if size > far else blocks_of(outputs, most, 1)
+
+
+def _image_bytes(problem: ConvProblem) -> int:
+    """Bytes of Z for an image."""
+    return axes_of(problem)[0].size * _slice_bytes(problem)
 
 
 def _slice_bytes(problem: ConvProblem) -> int:

@@ -42,6 +42,7 @@ from jaxconv.algorithms.windows import (
     only,
     padded,
     padded_bytes,
+    runs,
     unravel,
     zeros,
 )
@@ -207,15 +208,7 @@ def run(
         for t, step in zip(unravel(q, terms), steps, strict=True):
             base = base + t * np.int32(step)
         start = lax.optimization_barrier(base * unit + group)
-        start = start[:, None] + offsets[None]
-        collapsed = (0,) if x.ndim > 1 else ()
-        X = lax.gather(
-            x,
-            start[..., None],
-            lax.GatherDimensionNumbers((2,), collapsed, (0,)),
-            (*(1 for _ in collapsed), run),
-            mode="promise_in_bounds",
-        )
+        X = runs(x, [start[:, None] + offsets[None]], run)
         # XLA merges the axes in the same loop, which then copies entry by entry.
         X = lax.optimization_barrier(X) if len(offsets) > 1 else X
         return X.reshape(size, width)

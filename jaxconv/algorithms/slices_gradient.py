@@ -10,13 +10,15 @@ is read, i₁ = s₁·o₁ + t₁ − p₁, in the place of t₁,
     K[c, i₁, t⃗; (o₁, f)] = k[f, c, (i₁ + p₁ − s₁·o₁, t⃗)]:
 
 one product for each few slices. X is an O₁-th of the patches of `patches_gradient`, and
-K for each o₁ the same slices of k, moved by s₁·o₁.
+K for each o₁ the same slices of k, moved by s₁·o₁. Both are read from copies of x and k
+with their zeros, as runs of all images, or features: of slices that are put one beside
+the other XLA writes each by itself first, by a program of its own.
 
 Applies to ungrouped convolutions of two or more spatial axes of an undilated input, the
-window's first axis undilated. Costs a copy of k with zeros at its ends, and a write and
-a read of X and K in the cache. 3x3x3 at 32, 16 channels and features, takes 4.6 ms by
-`patches_gradient` and 1.9 so, 32 of them 11 and 6.8, 8 2.0 and 0.84, one channel to 16
-0.82 and 0.43 (2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1, float32).
+window's first axis undilated. Costs the copies, and a write and a read of X and K in
+the cache. 3x3x3 at 32, 16 channels and features, takes 6.7 ms by `patches_gradient` and
+4.5 so, 32 of them 21 and 18, 8 2.8 and 1.7, one channel to 16 1.3 and 1.1 (2 cores of
+an AMD EPYC with vectors of 256 bits, jax 0.12.0.1, float32).
 """
 
 import math
@@ -30,15 +32,17 @@ from jax import lax
 from jaxconv.algorithms import patches_gradient
 from jaxconv.algorithms.windows import (
     LANES,
+    Axis,
     accumulator,
     axes_of,
     block,
     blocks_of,
+    coordinates,
     countable,
-    every,
     loop,
     only,
-    spanned,
+    padded,
+    runs,
     spread,
     unravel,
     zeros,
@@ -50,7 +54,7 @@ BLOCK = 4 << 20
 """Bytes of X and K that are kept at a time."""
 
 OUTPUTS = 32
-"""The most outputs of a slice, and slices of outputs: the program copies each."""
+"""The most outputs of a slice, and slices of outputs, that the cost was fitted to."""
 
 
 def applies(problem: ConvProblem) -> bool:
@@ -95,6 +99,8 @@ def run(
     feature, in_feature, k_depth, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(channel, depth, *spatial, batch)  # [c, I₁, *I, n]
     kernel = kernel.transpose(in_feature, k_depth, *taps, feature)  # [c, T₁, *T, f]
+    slices = Axis(axis.size, axis.size, 1, 1, 0, 1, 1)
+    x, (_, *others) = padded(x, [slices, *others])
     # Slice i₁ of x meets slice i₁ + s₁·(O₁ − 1 − o₁) of k for o₁, with these zeros.
     moved = axis.stride * (axis.outputs - 1)
     ends = (moved - axis.low, axis.size + axis.low - axis.taps, 0)
@@ -104,37 +110,33 @@ def run(
     shape = _columns(problem)
     patches_first = shape[0] < shape[1]  # the smaller matrix
     precision = problem.precision if patches_first else problem.exchanged_precision
-
-    def part(array: jax.Array, c: jax.Array, start: jax.Array, size: int) -> jax.Array:
-        starts = [c, start, *[np.int32(0)] * (array.ndim - 2)]
-        return lax.dynamic_slice(array, starts, (1, size, *array.shape[2:]))[0]
+    x, kernel = x.reshape(-1, x.shape[-1]), kernel.reshape(-1, f)
+    window = math.prod(a.taps for a in others)
+    rows = lax.iota(np.int32, size * window)
+    # Entry s⃗·o⃗ + d⃗·t⃗ − p⃗ of slice i₁ stands as far from the first as i₁, t⃗ and o⃗ say.
+    pitches = [math.prod(a.size for a in others[i:]) for i in range(len(others) + 1)]
+    i, *points = unravel(rows, (size, *(a.taps for a in others)))
+    origin, along = pitches[0] * i, np.zeros(1, np.int32)
+    outputs = coordinates(others, "outputs")
+    for t, o, a, pitch in zip(points, outputs, others, pitches[1:], strict=True):
+        origin = origin + np.int32(pitch) * (np.int32(a.rhs_dilation) * t - a.low)
+        along = along + np.int32(pitch * a.stride) * o
+    origin = lax.optimization_barrier(origin)
+    behind = (moved - axis.stride * np.arange(axis.outputs, dtype=np.int32)) * window
 
     def add(index: jax.Array, y: jax.Array) -> jax.Array:
         c, i = unravel(index, (problem.channels, count))
         start, _, new = block(i, count, size, axis.size)
-        X = spanned(
-            only(new, part(x, c, start, size)), range(1, 1 + len(others)), others
-        )
-        # Axis by axis: half as much code, and nearly as fast as all at once.
-        for place, a in reversed(list(enumerate(others, start=1))):
-            X = jnp.concatenate(
-                [
-                    every(X, [place], [a.stride * o], [a.taps], [a.rhs_dilation])
-                    for o in range(a.outputs)
-                ],
-                -1,
-            )
-        shifted = part(kernel, c, start, size + moved)
-        # Both: zero times an infinity would not be zero.
-        K = jnp.concatenate(
-            [
-                only(new, shifted[moved - axis.stride * o :][:size]).reshape(-1, f)
-                for o in range(axis.outputs)
-            ],
-            -1,
-        )
-        X = X.reshape(-1, X.shape[-1])
-        first, second = lax.optimization_barrier((X, K) if patches_first else (K, X))
+        first = origin + pitches[0] * (c * axis.size + start)
+        X = runs(x, [first[:, None] + along[None]], x.shape[-1])
+        first = rows + window * (c * (axis.size + moved) + start)
+        K = runs(kernel, [first[:, None] + behind[None]], f)
+        # XLA merges the axes in the same loop, which then copies entry by entry.
+        X, K = (a.reshape(len(rows), -1) for a in lax.optimization_barrier((X, K)))
+        if new is not None:
+            # Both: zero times an infinity would not be zero.
+            X, K = (only(jnp.repeat(new, window), a) for a in (X, K))
+        first, second = (X, K) if patches_first else (K, X)
         return y + lax.dot_general(
             first,
             second,

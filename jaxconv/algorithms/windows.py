@@ -234,16 +234,36 @@ def read(x: jax.Array, where: Places, count: int | None = None) -> jax.Array:
       [..., count].
     """
     indices, there, starts = where
-    rank = indices.ndim
     which = [indices] if starts is None else jnp.broadcast_arrays(indices, starts)
-    X = lax.gather(
-        x.reshape(-1, x.shape[-1]),
-        jnp.stack(which, -1),
-        lax.GatherDimensionNumbers((rank,), (0,), tuple(range(len(which)))),
-        (1, count or x.shape[-1]),
+    x = x.reshape(-1, x.shape[-1])
+    return _masked(there, runs(x, which, count or x.shape[-1]))
+
+
+def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
+    """So many entries along the last axis from each start.
+
+    Args:
+      x: an array.
+      starts: indices along its first axes, of the same shape; zero along the others.
+      count: the length of a run.
+
+    Returns:
+      [*starts[0].shape, count].
+
+    Example:
+      >>> runs(jnp.arange(9), [jnp.array([4, 0])], 3).tolist()
+      [[4, 5, 6], [0, 1, 2]]
+    """
+    rank, others = starts[0].ndim, x.ndim - 1
+    return lax.gather(
+        x,
+        jnp.stack(starts, -1),
+        lax.GatherDimensionNumbers(
+            (rank,), tuple(range(others)), tuple(range(len(starts)))
+        ),
+        (*(1 for _ in range(others)), count),
         mode="promise_in_bounds",
     )
-    return _masked(there, X)
 
 
 def _masked(there: Index, X: jax.Array) -> jax.Array:
