@@ -33,6 +33,7 @@ from jaxconv.algorithms.windows import (
     axes_of,
     block,
     blocks_of,
+    coordinates,
     countable,
     entries,
     every,
@@ -70,6 +71,14 @@ ENTRIES = 10
 Of strided layers the stride times as many are not read. Over 219 random layers of 8 to
 64 channels, of fewer terms or larger, the choice takes 1.05 times as long as the faster
 way, 1.13 with the bound on the copy; masks alone 1.4 times, 10 at most (Intel Xeon).
+"""
+
+PLACES = 1 << 18
+"""Places of what all terms read up to which each is written down by itself.
+
+A loop over the positions of an image then reads one index for each term, not one along
+each axis: 3x3 is compiled in 0.8 times the time, and takes as long. Of more places,
+lists along each axis take less memory.
 """
 
 NEW = 12 << 20
@@ -141,9 +150,13 @@ def run(
     kernel = kernel.transpose(in_feature, *taps, feature)
     terms = kernel.shape[:-1]
     kernel = kernel.reshape(-1, problem.features).astype(sums)  # [(c, t), F]
-    outputs = np.ix_(*(np.arange(axis.outputs, dtype=np.int32) for axis in axes))
-    total, shape = len(kernel), (problem.batch, *problem.output_spatial)
-    is_padded = _is_padded(problem)
+    total, is_padded = len(kernel), _is_padded(problem)
+    positions, outputs = problem.output_spatial, coordinates(axes, "outputs")
+    if is_padded or total > TERMS or total * math.prod(positions) > PLACES:
+        outputs = np.ix_(*(np.arange(size, dtype=np.int32) for size in positions))
+    else:
+        positions = (math.prod(positions),)
+    shape = (problem.batch, *positions)
 
     def copies(channels: Iterable[int]) -> list[jax.Array]:
         """Channel c of each group, for each of the group's features: [N, *I, F]."""
@@ -202,5 +215,5 @@ def run(
         # of 128 ms.
         y = lax.optimization_barrier(y)
     else:
-        y = entries(y).reshape(y.shape)
+        y = entries(y).reshape(len(y), *problem.output_spatial, -1)
     return spec.laid_out(y)

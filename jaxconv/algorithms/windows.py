@@ -177,7 +177,8 @@ def windows(
         where `blocks` has the index of the group; [N, *I, C] itself for a slice.
       axes: the geometry.
       batch: n, or a slice of the whole batch.
-      outputs: o along each axis; with the other indices, of shapes that broadcast.
+      outputs: o along each axis; with the other indices, of shapes that broadcast. If
+        all are of one axis, entries of a whole batch are found by one index each.
       taps: t along each axis.
       *blocks: g, or nothing.
 
@@ -186,10 +187,21 @@ def windows(
     """
     if not isinstance(batch, slice):
         return read(x, places(x, axes, batch, outputs, taps, *blocks))
-    found, there = _reads(axes, outputs, taps, max(i.ndim for i in (*outputs, *taps)))
+    rank = max(i.ndim for i in (*outputs, *taps))
+    found, there = _reads(axes, outputs, taps, rank)
+    if rank == 1:
+        found = [_linear(found, [axis.size for axis in axes[1:]])]
+        x = x.reshape(len(x), -1, x.shape[-1])
     if len(x) * x.shape[-1] < FEW:
         x, found = lax.optimization_barrier((x, found))
-    X = x.at[(batch, *found)].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    read_along = tuple(range(1, 1 + len(found)))
+    X = lax.gather(
+        x,
+        jnp.stack(jnp.broadcast_arrays(*found), -1) if rank > 1 else found[0][:, None],
+        lax.GatherDimensionNumbers((0, 1 + rank), read_along, read_along),
+        (len(x), *(1 for _ in found), x.shape[-1]),
+        mode="promise_in_bounds",
+    )
     return _masked(_of_rank(there, X.ndim), X)
 
 
@@ -219,7 +231,9 @@ def places(
     rank = max(i.ndim for i in (batch, *outputs, *taps, *blocks))
     found, there = _reads(axes, outputs, taps, rank)
     sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
-    return Places(_linear((batch, *found, *blocks), sizes, rank), there)
+    indices = [_of_rank(i, rank) for i in (batch, *found, *blocks)]
+    # Computed once, and not anew for each entry that it finds.
+    return Places(lax.optimization_barrier(_linear(indices, sizes)), there)
 
 
 def read(x: jax.Array, where: Places, count: int | None = None) -> jax.Array:
@@ -268,6 +282,8 @@ def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
 
 def _masked(there: Index, X: jax.Array) -> jax.Array:
     """X, and zero where there is nothing."""
+    if isinstance(there, np.ndarray) and there.all():
+        return X
     return lax.select(jnp.broadcast_to(there, X.shape), X, jnp.zeros_like(X))
 
 
@@ -286,18 +302,12 @@ def _reads(
     return found, there[..., None]
 
 
-def _linear(indices: Sequence[Index], sizes: Sequence[int], rank: int) -> jax.Array:
-    """The linear index, computed once and not anew for each entry that it finds.
-
-    Args:
-      indices: along each axis.
-      sizes: of the axes but the first.
-      rank: of the result.
-    """
-    linear = _of_rank(indices[0], rank)
+def _linear(indices: Sequence[Index], sizes: Sequence[int]) -> Index:
+    """The linear index, of indices along each axis and sizes of all but the first."""
+    linear = indices[0]
     for index, size in zip(indices[1:], sizes, strict=True):
         linear = linear * size + index
-    return lax.optimization_barrier(linear)
+    return linear
 
 
 def _of_rank(array: Index, rank: int) -> Index:
