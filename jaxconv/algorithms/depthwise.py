@@ -165,7 +165,9 @@ def run(
         return lax.optimization_barrier(parts) if C > 1 or m > 1 else parts
 
     def times(X: jax.Array, k: jax.Array) -> jax.Array:
-        return X.astype(sums) * k.reshape(*(1 for _ in shape), -1)
+        # Of lax, as there are many: NumPy's way is traced in four times the time.
+        k = lax.broadcast_in_dim(k, X.shape, (X.ndim - 1,))
+        return lax.mul(lax.convert_element_type(X, sums), k)
 
     if total > TERMS:
         count, size = blocks_of(total, BLOCK)
@@ -187,7 +189,8 @@ def run(
     def of_channel(c: int, part: jax.Array) -> Iterator[jax.Array]:
         own = padded(part, axes) if is_padded else None
         for t in np.ndindex(*terms[1:]):
-            k = kernel[np.ravel_multi_index((c, *t), terms)]
+            place = int(np.ravel_multi_index((c, *t), terms))
+            k = lax.index_in_dim(kernel, place, keepdims=False)
             if own is None:
                 X = windows(part, axes, slice(None), outputs, [np.int32(i) for i in t])
             else:

@@ -80,13 +80,12 @@ class Axis(NamedTuple):
     def read(self, output: Index, tap: Index) -> tuple[Index, Index]:
         """Which entry of x the output reads for the tap, and whether there is one."""
         position = self.stride * output + self.rhs_dilation * tap - self.low
-        if self.lhs_dilation == 1:
-            entry, there = position, True
-        else:
-            entry = position // self.lhs_dilation
-            there = position % self.lhs_dilation == 0
-        there &= (entry >= 0) & (entry < self.size)
-        return entry.clip(0, self.size - 1), there
+        entry = position if self.lhs_dilation == 1 else position // self.lhs_dilation
+        nearest = entry.clip(0, self.size - 1)
+        there = nearest == entry
+        if self.lhs_dilation > 1:
+            there &= position % self.lhs_dilation == 0
+        return nearest, there
 
 
 def axes_of(problem: ConvProblem) -> list[Axis]:
@@ -388,10 +387,10 @@ def added_up(terms: Sequence[jax.Array]) -> jax.Array:
     to 1.6 times as fast, of 3x3 taps 1.0 to 1.3 times (Intel Xeon).
     """
     sums = [
-        functools.reduce(operator.add, terms[first : first + CHAIN])
+        functools.reduce(lax.add, terms[first : first + CHAIN])
         for first in range(0, len(terms), CHAIN)
     ]
-    return functools.reduce(operator.add, sums)
+    return functools.reduce(lax.add, sums)
 
 
 def padded_bytes(problem: ConvProblem) -> int:
