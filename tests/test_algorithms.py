@@ -213,6 +213,12 @@ def test_algorithm_in_many_blocks_equals_the_reference(name, integers, small_blo
     equals_the_reference_wherever_it_applies(name, integers, options)
 
 
+def test_places_along_each_axis_are_those_of_all_positions(integers, monkeypatch):
+    monkeypatch.setattr(depthwise, "PLACES", 0)
+    options = {"xla_backend_optimization_level": 0}
+    equals_the_reference_wherever_it_applies("depthwise", integers, options)
+
+
 def equals_the_reference_wherever_it_applies(name, integers, options=None):
     algorithm, applied = ALGORITHMS[name], 0
     for case in TABLE:
@@ -253,18 +259,21 @@ def temporary_bytes(conv, *shapes):
 
 @pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 0), (0, 5), (7, 1), (4, 4)])
 @pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("taps", [1, 3, 4])
 def test_slices_are_handed_on_from_block_to_block(
-    padding, dilation, integers, monkeypatch
+    taps, padding, dilation, integers, monkeypatch
 ):
-    for size, block in ((17, 960), (20, 960), (21, 960), (9, 960), (4, 960)):
+    far = (taps - 1) * dilation
+    # As few slices as the algorithm applies to, of 2 points, 4 features and each tap.
+    monkeypatch.setattr(overlap_slices, "BLOCK", 2 * (1 + far) * 2 * 4 * taps * 4)
+    for size in (17, 20, 21, 15, 9, 4):
         case = dataclasses.replace(
-            layer("", 2, (size, 2), 3, 4, (3, 1)),
+            layer("", 2, (size, 2), 3, 4, (taps, 1)),
             padding=(padding, (0, 0)),
             rhs_dilation=(dilation, 1),
         )
         problem = problem_of(case)
-        monkeypatch.setattr(overlap_slices, "BLOCK", block)
-        if size <= 2 * dilation - padding[0] or min(problem.output_shape) < 1:
+        if size <= far - padding[0] or min(problem.output_shape) < 1:
             assert not overlap_slices.applies(problem)
             continue
         assert overlap_slices.applies(problem)
