@@ -90,10 +90,8 @@ def run(
     flat, far = _flat(problem).spec, _far(axis)
     of_slice = (*problem.output_spatial[1:], axis.taps, problem.features)
     images, at_once = blocks_of(problem.batch, max(BLOCK // _image_bytes(problem), 1))
-    passes, size = _passes(problem)
-    if passes > 1:
-        end = passes * size - axis.outputs + spec.padding[0][1]
-        x = spread(x, [(0, 0, 0), (axis.low, end, 0), *[(0, 0, 0)] * (x.ndim - 2)])
+    first, passes, size = _passes(problem)
+    low, high = spec.padding[0]
 
     def at(image: Any, slice_: Any) -> list[jax.Array]:
         return [jnp.int32(i) for i in (image, slice_, *[0] * (x.ndim - 2))]
@@ -114,29 +112,33 @@ def run(
         terms = [Z[:, a : a + count, ..., t, :] for t, a in enumerate(ahead)]
         return functools.reduce(operator.add, terms)
 
+    def around(Z: jax.Array, low: int, high: int) -> jax.Array:
+        """Z with so many slices of zeros before and behind."""
+        return spread(Z, [(0, 0, 0), (low, high, 0), (0, 0, 0)])
+
     def convolved(index: jax.Array, y: jax.Array) -> jax.Array:
         n, *_ = block(index, images, at_once, problem.batch)
-        if passes == 1:
-            Z = given(n, 0, axis.size)
-            Z = spread(Z, [(0, 0, 0), (*spec.padding[0], 0), (0, 0, 0)])
-            return lax.dynamic_update_slice(y, added_up(Z), at(n, 0))
+        Z = around(given(n, 0, first), low, 0 if passes else high)
+        y = lax.dynamic_update_slice(y, added_up(Z), at(n, 0))
+        if not passes:
+            return y
 
         def add(step: jax.Array, carry: tuple) -> tuple:
             y, before = carry
-            start = step * size
-            Z = given(n, far + start, size)
+            start = first + step * size
+            Z = given(n, start, size)
             both = jnp.concatenate([before, Z[:, :far]], 1)
-            y = lax.dynamic_update_slice(y, added_up(both), at(n, start))
-            y = lax.dynamic_update_slice(y, added_up(Z), at(n, start + far))
+            y = lax.dynamic_update_slice(y, added_up(both), at(n, start + low - far))
+            y = lax.dynamic_update_slice(y, added_up(Z), at(n, start + low))
             return y, Z[:, size - far :]
 
-        y, _ = loop(passes, add, (y, given(n, 0, far)))
-        return y
+        y, before = loop(passes, add, (y, Z[:, first + low - far :]))
+        rest = added_up(around(before, 0, high))
+        return lax.dynamic_update_slice(y, rest, at(n, axis.outputs - high))
 
-    shape = (problem.batch, passes * size, *problem.output_spatial[1:])
-    y = zeros((*shape, problem.features), problem.output_dtype, x)
-    y = loop(images, convolved, y)[:, : axis.outputs]
-    return spec.laid_out(y)
+    shape = (problem.batch, *problem.output_spatial, problem.features)
+    y = zeros(shape, problem.output_dtype, x)
+    return spec.laid_out(loop(images, convolved, y))
 
 
 def _far(axis: Axis) -> int:
@@ -156,14 +158,16 @@ def _flat(problem: ConvProblem) -> ConvProblem:
     )
 
 
-def _passes(problem: ConvProblem) -> tuple[int, int]:
-    """(number, size) of the blocks of slices of y, taken one after the other."""
-    outputs = axes_of(problem)[0].outputs
+def _passes(problem: ConvProblem) -> tuple[int, int, int]:
+    """Slices that are taken first, passes over the others, and slices of each pass."""
+    axis = axes_of(problem)[0]
     if _image_bytes(problem) <= BLOCK:
-        return 1, outputs
-    most, far = BLOCK // _slice_bytes(problem), _far(axes_of(problem)[0])
-    passes, size = blocks_of(outputs, most)
-    return (passes, size) if size > far else blocks_of(outputs, most, 1)
+        return axis.size, 0, 0
+    size = BLOCK // _slice_bytes(problem)
+    passes, first = divmod(axis.size, size)
+    if first < max(_far(axis) - axis.low, 1):  # none of y is done with these
+        passes, first = passes - 1, first + size
+    return first, passes, size
 
 
 def _image_bytes(problem: ConvProblem) -> int:
