@@ -42,6 +42,7 @@ from jaxconv.algorithms.windows import (
     loop,
     only,
     padded,
+    padded_bytes,
     runs,
     spread,
     unravel,
@@ -65,7 +66,10 @@ def applies(problem: ConvProblem) -> bool:
     undilated = max(spec.lhs_dilation) == spec.rhs_dilation[0] == 1
     along, *others = problem.output_spatial
     few = max(along, math.prod(others)) <= OUTPUTS
-    return undilated and few and _slice_bytes(problem) <= BLOCK
+    axis, rows = axes_of(problem)[0], math.prod(problem.kernel_spatial[1:])
+    rows *= problem.channels * (axis.size + axis.stride * (axis.outputs - 1))
+    counted = max(padded_bytes(problem), rows) < 2**31  # with zeros in place
+    return undilated and few and counted and _slice_bytes(problem) <= BLOCK
 
 
 def cost(problem: ConvProblem, processor: Processor) -> float:
