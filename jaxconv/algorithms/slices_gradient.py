@@ -39,6 +39,7 @@ from jaxconv.algorithms.windows import (
     blocks_of,
     coordinates,
     countable,
+    linear,
     loop,
     only,
     padded,
@@ -118,28 +119,27 @@ def run(
     window = math.prod(a.taps for a in others)
     rows = lax.iota(np.int32, size * window)
     # Entry s⃗·o⃗ + d⃗·t⃗ − p⃗ of slice i₁ stands as far from the first as i₁, t⃗ and o⃗ say.
-    pitches = [math.prod(a.size for a in others[i:]) for i in range(len(others) + 1)]
+    sizes = [a.size for a in others]
     i, *points = unravel(rows, (size, *(a.taps for a in others)))
-    origin, along = pitches[0] * i, np.zeros(1, np.int32)
-    outputs = coordinates(others, "outputs")
-    for t, o, a, pitch in zip(points, outputs, others, pitches[1:], strict=True):
-        origin = origin + np.int32(pitch) * (np.int32(a.rhs_dilation) * t - a.low)
-        along = along + np.int32(pitch * a.stride) * o
-    origin = lax.optimization_barrier(origin)
+    read = [a.rhs_dilation * t - a.low for a, t in zip(others, points, strict=True)]
+    origin = lax.optimization_barrier(linear([i, *read], sizes))
+    outputs = zip(others, coordinates(others, "outputs"), strict=True)
+    along = linear([a.stride * o for a, o in outputs], sizes[1:])
     behind = (moved - axis.stride * np.arange(axis.outputs, dtype=np.int32)) * window
 
     def add(index: jax.Array, y: jax.Array) -> jax.Array:
         c, i = unravel(index, (problem.channels, count))
         start, _, new = block(i, count, size, axis.size)
-        first = origin + pitches[0] * (c * axis.size + start)
-        X = runs(x, [first[:, None] + along[None]], x.shape[-1])
-        first = rows + window * (c * (axis.size + moved) + start)
-        K = runs(kernel, [first[:, None] + behind[None]], f)
+        begin = origin + math.prod(sizes) * (c * axis.size + start)
+        X = runs(x, [begin[:, None] + along[None]], x.shape[-1])
+        begin = rows + window * (c * (axis.size + moved) + start)
+        K = runs(kernel, [begin[:, None] + behind[None]], f)
         # XLA merges the axes in the same loop, which then copies entry by entry.
         X, K = (a.reshape(len(rows), -1) for a in lax.optimization_barrier((X, K)))
         if new is not None:
-            # Both: zero times an infinity would not be zero.
-            X, K = (only(jnp.repeat(new, window), a) for a in (X, K))
+            new = jnp.repeat(new, window)
+        # Both: zero times an infinity would not be zero.
+        X, K = only(new, X), only(new, K)
         first, second = (X, K) if patches_first else (K, X)
         return y + lax.dot_general(
             first,

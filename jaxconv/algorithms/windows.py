@@ -189,7 +189,7 @@ def windows(
     rank = max(i.ndim for i in (*outputs, *taps))
     found, there = _reads(axes, outputs, taps, rank)
     if rank == 1:
-        found = [_linear(found, [axis.size for axis in axes[1:]])]
+        found = [linear(found, [axis.size for axis in axes[1:]])]
         x = x.reshape(len(x), -1, x.shape[-1])
     if len(x) * x.shape[-1] < FEW:
         x, found = lax.optimization_barrier((x, found))
@@ -232,7 +232,7 @@ def places(
     sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
     indices = [_of_rank(i, rank) for i in (batch, *found, *blocks)]
     # Computed once, and not anew for each entry that it finds.
-    return Places(lax.optimization_barrier(_linear(indices, sizes)), there)
+    return Places(lax.optimization_barrier(linear(indices, sizes)), there)
 
 
 def read(x: jax.Array, where: Places, count: int | None = None) -> jax.Array:
@@ -301,12 +301,17 @@ def _reads(
     return found, there[..., None]
 
 
-def _linear(indices: Sequence[Index], sizes: Sequence[int]) -> Index:
-    """The linear index, of indices along each axis and sizes of all but the first."""
-    linear = indices[0]
+def linear(indices: Sequence[Index], sizes: Sequence[int]) -> Index:
+    """The linear index, of indices along each axis and sizes of all but the first.
+
+    Example:
+      >>> linear([np.array(1), np.array(2)], [5]).item()
+      7
+    """
+    place = indices[0]
     for index, size in zip(indices[1:], sizes, strict=True):
-        linear = linear * size + index
-    return linear
+        place = place * size + index
+    return place
 
 
 def _of_rank(array: Index, rank: int) -> Index:
