@@ -100,13 +100,18 @@ def test_error_in_double_precision(dtype, x64):
         assert max(trial.errors(trial.results(conv))) < LIMIT
 
 
+@pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool"])
-def test_integers_forward(dtype, integers):
-    x = np.abs(integers(2, 7, 6, 3)).astype(dtype)
-    k = np.abs(integers(3, 2, 3, 4)).astype(dtype)
+def test_integers_forward(dtype, groups, integers):
+    x = np.abs(integers(2, 7, 6, 6)).astype(dtype)
+    k = np.abs(integers(3, 2, 6 // groups, 12)).astype(dtype)
     for dilation in (None, (2, 3)):
         results = [
-            conv(x, k, (1, 1), [(1, 2), (0, 1)], dilation, dimension_numbers=NHWC)
+            conv(
+                *(x, k, (1, 1), [(1, 2), (0, 1)], dilation),
+                dimension_numbers=NHWC,
+                feature_group_count=groups,
+            )
             for conv in (jaxconv.lax.conv_general_dilated, lax.conv_general_dilated)
         ]
         chex.assert_trees_all_equal_shapes_and_dtypes(*results)

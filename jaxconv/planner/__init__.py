@@ -77,6 +77,8 @@ def _static_plan(
     explicit: bool,
 ) -> Plan:
     """`plan` for problems of known sizes, whose hashes and comparisons are sound."""
+    if problem.dtype == bool:
+        return Plan("direct", "only XLA's own convolution adds up truth values")
     if platform not in ("cpu", "gpu"):
         return Plan("direct", f"nothing was measured to be faster on {platform}")
     found = gpu.many_axes(problem) if platform == "gpu" else None
