@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -84,6 +84,7 @@ def test_the_calculus_is_closed(integers):
     np.testing.assert_array_equal(by_reference(third, kernel, np.asarray(turned)), dx)
 
 
+@settings(max_examples=25)  # each compiles its shapes
 @given(
     shape=st.lists(st.integers(1, 3), min_size=2, max_size=4),
     outer=st.integers(1, 3),

@@ -28,7 +28,7 @@ def gradients(conv, case):
 
 
 def test_many_threads_trace_and_call_at_once(integers):
-    cases = [random_case(seed) for seed in range(300, 305)]
+    cases = [random_case(seed) for seed in range(300, 303)]
     operands = [
         [jnp.asarray(integers(*shape)) for shape in (case.x_shape, case.kernel_shape)]
         for case in cases
@@ -49,7 +49,7 @@ def test_many_threads_trace_and_call_at_once(integers):
         }
 
     with ThreadPoolExecutor(8) as pool:
-        for results in pool.map(call, [0, 0, 0, 1, 1, 2, 3, 4]):
+        for results in pool.map(call, [0, 0, 0, 1, 1, 1, 2, 2]):
             for i, reference in enumerate(expected):
                 for own, other in zip(results[i], reference, strict=True):
                     np.testing.assert_array_equal(own, other)
