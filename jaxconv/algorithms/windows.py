@@ -113,16 +113,14 @@ def unravel(index: Index, sizes: Sequence[int]) -> list[Index]:
       >>> [int(i) for i in unravel(np.array(7), (2, 5))]
       [1, 2]
     """
+    # A linear index is not negative, of which JAX's own `//` takes care.
+    divide = lax.div if isinstance(index, jax.Array) else np.floor_divide
     coordinates = []
-    for size in reversed(sizes[1:]):
-        # A linear index is not negative, of which JAX's own `//` and `%` take care.
-        divide, rest = (
-            (lax.div, lax.rem)
-            if isinstance(index, jax.Array)
-            else (np.floor_divide, np.remainder)
-        )
-        coordinates.append(rest(index, np.int32(size)))
-        index = divide(index, np.int32(size))
+    for size in map(np.int32, reversed(sizes[1:])):
+        outer = divide(index, size)
+        # Of a remainder, as of each division, XLA:CPU makes a kernel of its own.
+        coordinates.append(index - outer * size)
+        index = outer
     return [index, *coordinates[::-1]]
 
 
