@@ -199,21 +199,7 @@ def windows(
         (len(x), *(1 for _ in found), x.shape[-1]),
         mode="promise_in_bounds",
     )
-    return _masked(_of_rank(there, X.ndim), X)
-
-
-class Places(NamedTuple):
-    """Which of the `entries` of x are read.
-
-    Attributes:
-      indices: of the entries.
-      there: whether there is one, [..., 1].
-      starts: where in an entry to start, None for its first.
-    """
-
-    indices: jax.Array
-    there: Index
-    starts: jax.Array | None = None
+    return _masked(_of_rank(there[..., None], X.ndim), X)
 
 
 def places(
@@ -223,31 +209,39 @@ def places(
     outputs: Sequence[Index],
     taps: Sequence[Index],
     *blocks: Index,
-) -> Places:
-    """Where `windows` finds what it returns."""
+) -> jax.Array:
+    """Which of the `entries` of x `windows` reads, -1 where there is none."""
     rank = max(i.ndim for i in (batch, *outputs, *taps, *blocks))
     found, there = _reads(axes, outputs, taps, rank)
     sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
     indices = [_of_rank(i, rank) for i in (batch, *found, *blocks)]
-    # Computed once, and not anew for each entry that it finds.
-    return Places(lax.optimization_barrier(linear(indices, sizes)), there)
+    # Computed once, by one kernel, and not anew for each entry that it finds.
+    return lax.optimization_barrier(_masked(there, linear(indices, sizes), -1))
 
 
-def read(x: jax.Array, where: Places, count: int | None = None) -> jax.Array:
+def read(
+    x: jax.Array,
+    where: jax.Array,
+    starts: jax.Array | None = None,
+    count: int | None = None,
+) -> jax.Array:
     """What stands at the places, zero where there is no entry.
 
     Args:
       x: the `entries`.
-      where: which of them.
+      where: which of them, or less than 0.
+      starts: where in an entry to start, None for its first.
       count: how much of an entry to read, None for all of it.
 
     Returns:
       [..., count].
     """
-    indices, there, starts = where
-    which = [indices] if starts is None else jnp.broadcast_arrays(indices, starts)
+    which = [lax.max(where, np.int32(0))]
+    if starts is not None:
+        which = jnp.broadcast_arrays(*which, starts)
     x = x.reshape(-1, x.shape[-1])
-    return _masked(there, runs(x, which, count or x.shape[-1]))
+    X = runs(x, which, count or x.shape[-1])
+    return _masked((where >= 0)[..., None], X)
 
 
 def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
@@ -277,17 +271,17 @@ def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
     )
 
 
-def _masked(there: Index, X: jax.Array) -> jax.Array:
-    """X, and zero where there is nothing."""
+def _masked(there: Index, X: jax.Array, other: int = 0) -> jax.Array:
+    """X, and the other value where there is nothing."""
     if isinstance(there, np.ndarray) and there.all():
         return X
-    return lax.select(jnp.broadcast_to(there, X.shape), X, jnp.zeros_like(X))
+    return lax.select(jnp.broadcast_to(there, X.shape), X, lax.full_like(X, other))
 
 
 def _reads(
     axes: Sequence[Axis], outputs: Sequence[Index], taps: Sequence[Index], rank: int
 ) -> tuple[list[Index], Index]:
-    """Which entries are read along each axis, and whether there are such, [..., 1]."""
+    """Which entries are read along each axis, and whether there are such."""
     reads = [
         axis.read(_of_rank(o, rank), _of_rank(t, rank))
         for axis, o, t in zip(axes, outputs, taps, strict=True)
@@ -296,7 +290,7 @@ def _reads(
     there = functools.reduce(
         operator.and_, (valid for _, valid in reads), np.ones((1,) * rank, bool)
     )
-    return found, there[..., None]
+    return found, there
 
 
 def linear(indices: Sequence[Index], sizes: Sequence[int]) -> Index:
