@@ -473,6 +473,20 @@ def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
         assert plan(problem, "cpu", processor=kind).algorithm == "direct"
 
 
+def test_groups_of_a_large_input_are_copied_in_blocks_on_narrow_vectors():
+    for images, taps, known in (
+        (8, (3, 3), {Processor.NARROW}),
+        (8, (1, 1), set()),
+        (2, (3, 3), set()),
+    ):
+        case = layer("", images, (28, 28), 256, 256, taps, groups=32)
+        problem = problem_in(case, "kernel_gradient", jnp.float32)
+        chosen = {kind: plan(problem, "cpu", processor=kind) for kind in Processor}
+        assert known == {
+            kind for kind in chosen if chosen[kind].algorithm == "by_groups"
+        }, (images, taps)
+
+
 def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
     images = layer("", 8, (256, 256), 1, 16, (21, 21), padding=(10, 10))
     image = layer("", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10))
