@@ -487,6 +487,25 @@ def test_groups_of_a_large_input_are_copied_in_blocks_on_narrow_vectors():
         }, (images, taps)
 
 
+def test_images_of_many_taps_are_padded_in_blocks_on_narrow_vectors():
+    for images, channels, taps, known in (
+        (8, 96, 7, {Processor.NARROW}),
+        (8, 192, 7, set()),
+        (8, 96, 5, set()),
+        (2, 96, 7, set()),
+    ):
+        half, shape = taps // 2, (channels, channels, (taps, taps))
+        case = layer(
+            "", images, (56, 56), *shape, groups=channels, padding=(half, half)
+        )
+        for role in ("forward", "input_gradient"):
+            problem = problem_in(case, role, jnp.float32)
+            chosen = {kind: plan(problem, "cpu", processor=kind) for kind in Processor}
+            assert known == {
+                kind for kind in chosen if chosen[kind].algorithm == "by_image"
+            }, (images, channels, taps)
+
+
 def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
     images = layer("", 8, (256, 256), 1, 16, (21, 21), padding=(10, 10))
     image = layer("", 1, (2048, 2048), 1, 1, (21, 21), padding=(10, 10))

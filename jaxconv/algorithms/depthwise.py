@@ -107,7 +107,7 @@ def cost(problem: ConvProblem) -> float:
     if max(problem.channels, F // G) > 1:
         copied = N * math.prod(problem.x_spatial) * problem.channels * F
     seconds = outputs * terms * vectors * (2.2e-11 if terms <= TERMS else 4.7e-11)
-    if not _is_padded(problem):
+    if not is_padded(problem):
         seconds += 7e-10 * outputs * terms
     image = max(copied, outputs * F) // N * problem.dtype.itemsize
     if image > NEW:
@@ -115,7 +115,7 @@ def cost(problem: ConvProblem) -> float:
     return 2.8e-5 + seconds + 7e-11 * copied + 2.5e-10 * transposed(problem)
 
 
-def _is_padded(problem: ConvProblem) -> bool:
+def is_padded(problem: ConvProblem) -> bool:
     """Whether the zeros are laid out first: many terms, or masks would take longer."""
     terms = problem.channels * math.prod(problem.kernel_spatial)
     if terms > TERMS or any(axis.lhs_dilation > 1 for axis in axes_of(problem)):
@@ -150,9 +150,9 @@ def run(
     kernel = kernel.transpose(in_feature, *taps, feature)
     terms = kernel.shape[:-1]
     kernel = kernel.reshape(-1, problem.features).astype(sums)  # [(c, t), F]
-    total, is_padded = len(kernel), _is_padded(problem)
+    total, in_place = len(kernel), is_padded(problem)
     positions, outputs = problem.output_spatial, coordinates(axes, "outputs")
-    if is_padded or total > TERMS or total * math.prod(positions) > PLACES:
+    if in_place or total > TERMS or total * math.prod(positions) > PLACES:
         outputs = np.ix_(*(np.arange(size, dtype=np.int32) for size in positions))
     else:
         positions = (math.prod(positions),)
@@ -187,7 +187,7 @@ def run(
         return spec.laid_out(y.astype(problem.output_dtype))
 
     def of_channel(c: int, part: jax.Array) -> Iterator[jax.Array]:
-        own = padded(part, axes) if is_padded else None
+        own = padded(part, axes) if in_place else None
         for t in np.ndindex(*terms[1:]):
             place = int(np.ravel_multi_index((c, *t), terms))
             k = lax.index_in_dim(kernel, place, keepdims=False)
@@ -213,7 +213,7 @@ def run(
     # Else what uses y adds it up once more, and what was read for each tap is kept for
     # that: the step of a temporal network takes 112 ms and 156 MB, and 140 and 291.
     y = y.astype(problem.output_dtype)
-    if is_padded:
+    if in_place:
         # Slices have the order of y: with merged axes 49 of them compile in 205 instead
         # of 128 ms.
         y = lax.optimization_barrier(y)

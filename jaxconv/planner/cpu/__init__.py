@@ -44,7 +44,7 @@ def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
         functools.partial(products.dense, processor=processor),
         products.grouped,
         functools.partial(gradients.of_depthwise, processor=processor, plan=plan),
-        depthwise.rule,
+        functools.partial(depthwise.rule, processor=processor),
         functools.partial(groups.members, processor=processor),
         functools.partial(gradients.rule, processor=processor, plan=plan),
         groups.rule,
