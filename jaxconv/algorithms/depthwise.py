@@ -150,9 +150,9 @@ def run(
     kernel = kernel.transpose(in_feature, *taps, feature)
     terms = kernel.shape[:-1]
     kernel = kernel.reshape(-1, problem.features).astype(sums)  # [(c, t), F]
-    total, in_place = len(kernel), is_padded(problem)
+    total, zeros_first = len(kernel), is_padded(problem)
     positions, outputs = problem.output_spatial, coordinates(axes, "outputs")
-    if in_place or total > TERMS or total * math.prod(positions) > PLACES:
+    if zeros_first or total > TERMS or total * math.prod(positions) > PLACES:
         outputs = np.ix_(*(np.arange(size, dtype=np.int32) for size in positions))
     else:
         positions = (math.prod(positions),)
@@ -187,7 +187,7 @@ def run(
         return spec.laid_out(y.astype(problem.output_dtype))
 
     def of_channel(c: int, part: jax.Array) -> Iterator[jax.Array]:
-        own = padded(part, axes) if in_place else None
+        own = padded(part, axes) if zeros_first else None
         for t in np.ndindex(*terms[1:]):
             place = int(np.ravel_multi_index((c, *t), terms))
             k = lax.index_in_dim(kernel, place, keepdims=False)
@@ -213,7 +213,7 @@ def run(
     # Else what uses y adds it up once more, and what was read for each tap is kept for
     # that: the step of a temporal network takes 112 ms and 156 MB, and 140 and 291.
     y = y.astype(problem.output_dtype)
-    if in_place:
+    if zeros_first:
         # Slices have the order of y: with merged axes 49 of them compile in 205 instead
         # of 128 ms.
         y = lax.optimization_barrier(y)

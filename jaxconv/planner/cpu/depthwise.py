@@ -93,9 +93,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
         return cheapest(costs)
     seconds = depthwise.cost(problem)
     if processor is Processor.NARROW and _is_padded_in_blocks(problem):
-        reason = (
-            "few channels and many taps, of which zeros are laid around some images"
-        )
+        reason = "many taps, for which zeros are laid around some images at a time"
         return Plan("by_image", reason, seconds)
     return Plan("depthwise", "few channels per group, summed tap by tap", seconds)
 
@@ -103,7 +101,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
 def _is_padded_in_blocks(problem: ConvProblem) -> bool:
     """Whether some images are padded, which are too large together, and are to be."""
     many = math.prod(problem.kernel_spatial) >= MASKED
-    if not (many and problem.spec.groups <= CHANNELS and by_image.applies(problem)):
+    if not many or problem.spec.groups > CHANNELS:
         return False
     count, one = by_image.of_block(problem)
     return count > 1 and depthwise.is_padded(one) and not depthwise.is_padded(problem)

@@ -153,9 +153,8 @@ def _is_spread(problem: ConvProblem) -> bool:
     """Whether several taps read groups of few channels of a large x."""
     several = problem.batch > problem.spec.batch_group_count
     large = math.prod(problem.x_shape) * problem.dtype.itemsize >= LARGE
-    if not (several and large and math.prod(problem.output_spatial) > 1):
-        return False
-    return by_groups.applies(problem) and by_groups.of_block(problem)[0] > 1
+    taps = math.prod(problem.output_spatial)
+    return several and large and taps > 1 and by_groups.of_block(problem)[0] > 1
 
 
 def _by_blocks_of_groups(problem: ConvProblem, plan: Rule) -> dict[str, float]:
