@@ -283,6 +283,13 @@ def test_slices_are_handed_on_from_block_to_block(
         np.testing.assert_array_equal(y, expected, err_msg=str(size))
 
 
+def test_depthwise_windows_that_need_no_zeros_are_slices():
+    for padding in (0, 1):
+        shape = (96, 96, (3, 3))
+        case = layer("", 2, (14, 14), *shape, groups=96, padding=(padding, padding))
+        assert depthwise.is_padded(problem_of(case)) == (padding == 0)
+
+
 @pytest.mark.parametrize("rank", [2, 3])
 def test_nothing_is_exchanged_twice(rank):
     # A window larger than its input is exchanged with it, and what is cheaper so.

@@ -37,6 +37,7 @@ from jaxconv.algorithms.windows import (
     countable,
     entries,
     every,
+    is_inside,
     loop,
     only,
     padded,
@@ -117,9 +118,11 @@ def cost(problem: ConvProblem) -> float:
 
 def is_padded(problem: ConvProblem) -> bool:
     """Whether the zeros are laid out first: many terms, or masks would take longer."""
-    terms = problem.channels * math.prod(problem.kernel_spatial)
-    if terms > TERMS or any(axis.lhs_dilation > 1 for axis in axes_of(problem)):
+    terms, axes = problem.channels * math.prod(problem.kernel_spatial), axes_of(problem)
+    if terms > TERMS or any(axis.lhs_dilation > 1 for axis in axes):
         return False
+    if is_inside(axes):
+        return True  # there are none to be laid out
     copied = padded_bytes(problem)
     if terms >= MANY and copied <= SMALL:
         return True

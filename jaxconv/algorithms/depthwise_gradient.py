@@ -48,6 +48,7 @@ from jaxconv.algorithms.windows import (
     coordinates,
     countable,
     entries,
+    is_inside,
     loop,
     only,
     padded_bytes,
@@ -121,7 +122,7 @@ def run(
         x = spanned(x, [x.ndim - 2], axes[-1:]).reshape(*x.shape[:-2], -1)
     x = entries(x)  # [C·I, G], the last axis beside G if points are
     count, total = outputs[0].size, len(kernel)
-    row = count * lanes
+    row, kept = count * lanes, len(axes) - (beside > 1)
     # As many in a block as there are blocks: sums of sums, which rounding grows least.
     at_a_time = min(TERMS, total)
     most = min(max(SUMS // row, 1), math.isqrt(total), total // at_a_time)
@@ -131,7 +132,6 @@ def run(
     def places_of(q: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Where the outputs read for the points q, [b, o], and from where on."""
         c, *t = unravel(q[:, None], terms)
-        kept = len(axes) - (beside > 1)
         where = places(x, axes[:kept], c, outputs[:kept], t[:kept])
         if beside == 1:
             return where, None
@@ -143,7 +143,8 @@ def run(
 
         def add(index: jax.Array, a: jax.Array) -> jax.Array:
             start, q, new = block(index, blocks, size, total)
-            X = read(x, *places_of(q), lanes).astype(sums)
+            where, starts = places_of(q)
+            X = read(x, where, is_inside(axes[:kept]), starts, lanes).astype(sums)
             for first in range(0, size, part):
                 own = slice(first, first + part)
                 # Not a slice of one for all, with which 7x7 at 56 takes 56 ms, not 9.

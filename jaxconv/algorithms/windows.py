@@ -73,19 +73,34 @@ class Axis(NamedTuple):
         return max(self.low, 0), max(self.reach - self.low - entries, 0)
 
     @property
+    def is_inside(self) -> bool:
+        """Whether every window reads entries of the input alone, along this axis."""
+        return self.lhs_dilation == 1 and not any(self.edges)
+
+    @property
     def extent(self) -> int:
         """Positions of the input with its zeros in place."""
         return dilated(self.size, self.lhs_dilation) + sum(self.edges)
 
     def read(self, output: Index, tap: Index) -> tuple[Index, Index]:
-        """Which entry of x the output reads for the tap, and whether there is one."""
-        position = self.stride * output + self.rhs_dilation * tap - self.low
+        """Where x has what the output reads for the tap, and whether it does at all."""
+        first, steps = _times(self.stride, output), _times(self.rhs_dilation, tap)
+        if isinstance(first, jax.Array):
+            first, steps = steps, first
+        position = (first - self.low) + steps  # by NumPy, the former, if it is static
+        if self.is_inside:
+            return position, np.True_
         entry = position if self.lhs_dilation == 1 else position // self.lhs_dilation
-        nearest = entry.clip(0, self.size - 1)
-        there = nearest == entry
+        # What is negative is larger than any other number, read as an unsigned one.
+        there = entry.astype(np.uint32) < np.uint32(self.size)
         if self.lhs_dilation > 1:
             there &= position % self.lhs_dilation == 0
-        return nearest, there
+        return entry, there
+
+
+def _times(factor: int, index: Index) -> Index:
+    """The product, for which nothing is traced where it is the index."""
+    return index if factor == 1 else factor * index
 
 
 def axes_of(problem: ConvProblem) -> list[Axis]:
@@ -104,6 +119,11 @@ def axes_of(problem: ConvProblem) -> list[Axis]:
             strict=True,
         )
     ]
+
+
+def is_inside(axes: Sequence[Axis]) -> bool:
+    """Whether every window reads entries of the input alone."""
+    return all(axis.is_inside for axis in axes)
 
 
 def unravel(index: Index, sizes: Sequence[int]) -> list[Index]:
@@ -183,9 +203,14 @@ def windows(
       [*broadcast, C], with the whole batch first if `batch` is a slice.
     """
     if not isinstance(batch, slice):
-        return read(x, places(x, axes, batch, outputs, taps, *blocks))
+        where = places(x, axes, batch, outputs, taps, *blocks)
+        return read(x, where, is_inside(axes))
     rank = max(i.ndim for i in (*outputs, *taps))
     found, there = _reads(axes, outputs, taps, rank)
+    found = [
+        entry if axis.is_inside else entry.clip(0, axis.size - 1)
+        for axis, entry in zip(axes, found, strict=True)
+    ]
     if rank == 1:
         found = [linear(found, [axis.size for axis in axes[1:]])]
         x = x.reshape(len(x), -1, x.shape[-1])
@@ -222,6 +247,7 @@ def places(
 def read(
     x: jax.Array,
     where: jax.Array,
+    inside: bool,
     starts: jax.Array | None = None,
     count: int | None = None,
 ) -> jax.Array:
@@ -230,18 +256,19 @@ def read(
     Args:
       x: the `entries`.
       where: which of them, or less than 0.
+      inside: whether none is less than 0.
       starts: where in an entry to start, None for its first.
       count: how much of an entry to read, None for all of it.
 
     Returns:
       [..., count].
     """
-    which = [lax.max(where, np.int32(0))]
+    which = [where if inside else lax.max(where, np.int32(0))]
     if starts is not None:
         which = jnp.broadcast_arrays(*which, starts)
     x = x.reshape(-1, x.shape[-1])
     X = runs(x, which, count or x.shape[-1])
-    return _masked((where >= 0)[..., None], X)
+    return X if inside else _masked((where >= 0)[..., None], X)
 
 
 def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
@@ -287,10 +314,10 @@ def _reads(
         for axis, o, t in zip(axes, outputs, taps, strict=True)
     ]
     found = [entry for entry, _ in reads]
-    there = functools.reduce(
-        operator.and_, (valid for _, valid in reads), np.ones((1,) * rank, bool)
-    )
-    return found, there
+    valid = [v for axis, (_, v) in zip(axes, reads, strict=True) if not axis.is_inside]
+    if not valid:
+        return found, np.ones((1,) * rank, bool)
+    return found, functools.reduce(operator.and_, valid)
 
 
 def linear(indices: Sequence[Index], sizes: Sequence[int]) -> Index:
