@@ -283,6 +283,25 @@ def test_slices_are_handed_on_from_block_to_block(
         np.testing.assert_array_equal(y, expected, err_msg=str(size))
 
 
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("depthwise", "forward"),
+        ("depthwise_gradient", "kernel_gradient"),
+        ("patches", "forward"),
+    ],
+)
+def test_only_windows_that_reach_beyond_the_input_are_masked(name, role):
+    for padding in (0, 1):
+        shape = (96, 96, (3, 3))
+        case = layer("", 2, (14, 14), *shape, groups=96, padding=(padding, padding))
+        problem = problem_in(case, role, jnp.float32)
+        run = functools.partial(ALGORITHMS[name].run, problem, conv=directly)
+        operands = jnp.zeros(problem.x_shape), jnp.zeros(problem.kernel_shape)
+        # Nor is it asked whether an index is negative.
+        assert ("select_n" in str(jax.make_jaxpr(run)(*operands))) == (padding > 0)
+
+
 def test_depthwise_windows_that_need_no_zeros_are_slices():
     for padding in (0, 1):
         shape = (96, 96, (3, 3))

@@ -14,10 +14,17 @@ twice where their number has no fitting divisor.
 from collections.abc import Callable
 
 import jax
-from jax import lax
 
 from jaxconv.algorithms import fourier
-from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
+from jaxconv.algorithms.windows import (
+    block,
+    blocks_of,
+    countable,
+    cut,
+    loop,
+    put,
+    zeros,
+)
 from jaxconv.spec import ConvProblem
 
 
@@ -43,15 +50,13 @@ def run(
     def part(a: jax.Array, axis: int, start: jax.Array) -> jax.Array:
         each = a.shape[axis] // G
         size = each * one.spec.groups
-        return lax.dynamic_slice_in_dim(a, start * each, size, axis)
+        return cut(a, {axis: (start * each, size)})
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, one.spec.groups, G)
         own = part(x, problem.spec.block_axis, start), part(kernel, feature, start)
         first = start * (problem.features // G)
-        return lax.dynamic_update_slice_in_dim(
-            y, conv(one.spec, *own), first, y_feature
-        )
+        return put(y, conv(one.spec, *own), {y_feature: first})
 
     y = zeros(problem.output_shape, problem.output_dtype, x)
     return loop(count, write, y)

@@ -17,7 +17,15 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import block, blocks_of, countable, loop, zeros
+from jaxconv.algorithms.windows import (
+    block,
+    blocks_of,
+    countable,
+    cut,
+    loop,
+    put,
+    zeros,
+)
 from jaxconv.spec import ConvProblem, is_static
 
 BLOCK = 4 << 20
@@ -79,10 +87,8 @@ def run(
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, one.batch, problem.batch)
-        images = lax.dynamic_slice_in_dim(x, start, one.batch)
-        return lax.dynamic_update_slice_in_dim(
-            y, conv(one.spec, images, kernel), start, 0
-        )
+        images = cut(x, {0: (start, one.batch)})
+        return put(y, conv(one.spec, images, kernel), {0: start})
 
     shape = [problem.output_shape[axis] for axis in y_order]
     y = loop(count, write, zeros(shape, problem.output_dtype, x), routine=False)

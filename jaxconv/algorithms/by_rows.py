@@ -24,10 +24,13 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.windows import (
+    Index,
     axes_of,
     blocks_of,
     countable,
+    cut,
     loop,
+    put,
     zeros,
 )
 from jaxconv.spec import ConvProblem, dilated
@@ -88,19 +91,19 @@ def run(
     edges[of_x] = (max(-begin, 0), max(end - axis.size, 0), 0)
     x, begin = lax.pad(x, jnp.zeros((), x.dtype), edges), max(begin, 0)
 
-    def block(start: jax.Array | int, outputs: int) -> jax.Array:
+    def block(start: Index, outputs: int) -> jax.Array:
         """So many rows of y from those on that read x from `start`."""
         one = _of_rows(problem, outputs)
-        part = lax.dynamic_slice_in_dim(x, start, one.x_shape[of_x], of_x)
+        part = cut(x, {of_x: (start, one.x_shape[of_x])})
         return conv(one.spec, part, kernel)
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         part = block(np.int32(begin) + index * np.int32(step), rows)
-        return lax.dynamic_update_slice_in_dim(y, part, index * np.int32(rows), of_y)
+        return put(y, part, {of_y: index * np.int32(rows)})
 
     y = zeros(problem.output_shape, problem.output_dtype, x)
     y = loop(count, write, y, routine=False)
     if rest:
-        part = block(begin + count * step, rest)
-        y = lax.dynamic_update_slice_in_dim(y, part, count * rows, of_y)
+        part = block(np.int32(begin + count * step), rest)
+        y = put(y, part, {of_y: np.int32(count * rows)})
     return y

@@ -44,6 +44,7 @@ from jaxconv.algorithms.windows import (
     block,
     blocks_of,
     countable,
+    cut,
     every,
     loop,
     only,
@@ -130,8 +131,8 @@ def run(
 
     def product(index: Index) -> jax.Array:
         start, _, new = block(index, count, size, problem.channels)
-        X = lax.dynamic_slice_in_dim(x, start, size, 2)
-        K = lax.dynamic_slice_in_dim(kernel, start, size, 0)
+        X = cut(x, {2: (start, size)})
+        K = cut(kernel, {0: (start, size)})
         X = transformed(X, [axis.low for axis in axes], spec.lhs_dilation)
         K = transformed(K, [0 for _ in axes], spec.rhs_dilation).conj()
         K = jnp.moveaxis(only(new, K), 0, 2)

@@ -31,6 +31,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import direct
@@ -42,7 +43,9 @@ from jaxconv.algorithms.windows import (
     block,
     blocks_of,
     countable,
+    cut,
     loop,
+    put,
     spread,
     transposed,
     zeros,
@@ -94,14 +97,10 @@ def run(
     first, passes, size = _passes(problem)
     low, high = spec.padding[0]
 
-    def at(image: Any, slice_: Any) -> list[jax.Array]:
-        return [jnp.int32(i) for i in (image, slice_, *[0] * (x.ndim - 2))]
-
     def given(n: Any, start: Any, count: int) -> jax.Array:
         """What so many slices give to y, Z as [n, slices, (*O, K₁, F)]."""
-        rest = x.shape[2:]
-        slices = lax.dynamic_slice(x, at(n, start), (at_once, count, *rest))
-        Z = conv(flat, slices.reshape(-1, *rest), kernel)
+        slices = cut(x, {0: (n, at_once), 1: (start, count)})
+        Z = conv(flat, slices.reshape(-1, *x.shape[2:]), kernel)
         Z = Z.reshape(at_once, count, math.prod(of_slice))
         return lax.optimization_barrier(Z)
 
@@ -119,8 +118,8 @@ def run(
 
     def convolved(index: jax.Array, y: jax.Array) -> jax.Array:
         n, *_ = block(index, images, at_once, problem.batch)
-        Z = around(given(n, 0, first), low, 0 if passes else high)
-        y = lax.dynamic_update_slice(y, added_up(Z), at(n, 0))
+        Z = around(given(n, np.int32(0), first), low, 0 if passes else high)
+        y = put(y, added_up(Z), {0: n})
         if not passes:
             return y
 
@@ -129,13 +128,13 @@ def run(
             start = first + step * size
             Z = given(n, start, size)
             both = jnp.concatenate([before, Z[:, :far]], 1)
-            y = lax.dynamic_update_slice(y, added_up(both), at(n, start + low - far))
-            y = lax.dynamic_update_slice(y, added_up(Z), at(n, start + low))
+            y = put(y, added_up(both), {0: n, 1: start + low - far})
+            y = put(y, added_up(Z), {0: n, 1: start + low})
             return y, Z[:, size - far :]
 
         y, before = loop(passes, add, (y, Z[:, first + low - far :]))
         rest = added_up(around(before, 0, high))
-        return lax.dynamic_update_slice(y, rest, at(n, axis.outputs - high))
+        return put(y, rest, {0: n, 1: np.int32(axis.outputs - high)})
 
     shape = (problem.batch, *problem.output_spatial, problem.features)
     y = zeros(shape, problem.output_dtype, x)

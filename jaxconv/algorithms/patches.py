@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import direct
@@ -28,8 +27,10 @@ from jaxconv.algorithms.windows import (
     blocks_of,
     coordinates,
     countable,
+    cut,
     entries,
     loop,
+    put,
     transposed,
     unravel,
     windows,
@@ -113,13 +114,13 @@ def run(
         X = lax.optimization_barrier(X).reshape(size, -1)
         part = lax.dot_general(
             X,
-            lax.dynamic_index_in_dim(kernel, group, keepdims=False),
+            cut(kernel, {0: (group, 1)})[0],
             (((1,), (0,)), ((), ())),
             precision=problem.precision,
             preferred_element_type=accumulator(problem),
         )
         part = part[:, None].astype(y.dtype)
-        return lax.dynamic_update_slice(y, part, (start, group, np.int32(0)))
+        return put(y, part, {0: start, 1: group})
 
     y = zeros((total, G, f), problem.output_dtype, x)
     y = loop(count * G, write, y).reshape(*positions, G * f)

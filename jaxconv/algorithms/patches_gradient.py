@@ -38,6 +38,7 @@ from jaxconv.algorithms.windows import (
     blocks_of,
     coordinates,
     countable,
+    cut,
     loop,
     only,
     padded,
@@ -218,7 +219,7 @@ def run(
 
     def product(index: jax.Array, group: Index) -> jax.Array:
         start, q, new = block(index, count, size, total)
-        k = lax.dynamic_slice(kernel, (start, group, np.int32(0)), (size, 1, f))[:, 0]
+        k = cut(kernel, {0: (start, size), 1: (group, 1)})[:, 0]
         # Both: zero times an infinity would not be zero.
         k, X = only(new, k), only(new, patches(q, group))
         first, second = (X, k) if patches_first else (k, X)

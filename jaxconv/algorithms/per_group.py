@@ -23,7 +23,9 @@ from jaxconv.algorithms.windows import (
     block,
     blocks_of,
     countable,
+    cut,
     loop,
+    put,
     transposed,
     zeros,
 )
@@ -72,11 +74,11 @@ def run(
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, size, len(x))
-        images = _groups_first(lax.dynamic_slice_in_dim(x, start, size), G)
+        images = _groups_first(cut(x, {0: (start, size)}), G)
         part = lax.map(lambda group: conv(single, *group), (images, kernel))
         part = jnp.moveaxis(part, 0, -2)  # [n, *O, G, F/G]
         part = part.reshape(*part.shape[:-2], -1)
-        return lax.dynamic_update_slice_in_dim(y, part, start, 0)
+        return put(y, part, {0: start})
 
     shape = (len(x), *problem.output_spatial, problem.features)
     y = zeros(shape, problem.output_dtype, x)

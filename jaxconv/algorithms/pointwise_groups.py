@@ -28,7 +28,9 @@ from jaxconv.algorithms.windows import (
     block,
     blocks_of,
     countable,
+    cut,
     loop,
+    put,
     spread,
     zeros,
 )
@@ -118,8 +120,8 @@ def _by_rows(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array
 
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, size, len(x))
-        part = product(lax.dynamic_slice_in_dim(x, start, size))
-        return lax.dynamic_update_slice_in_dim(y, part, start, 0)
+        part = product(cut(x, {0: (start, size)}))
+        return put(y, part, {0: start})
 
     if count == 1:
         y = product(x)

@@ -38,7 +38,9 @@ from jaxconv.algorithms.windows import (
     block,
     blocks_of,
     countable,
+    cut,
     loop,
+    put,
     spread,
     unravel,
     zeros,
@@ -122,14 +124,11 @@ def run(
         index, part = unravel(step, (count, parts))
         start, *_ = block(index, count, size, len(x))
         group, own = part * groups, groups * problem.channels
-        images = lax.dynamic_slice_in_dim(x, start, size)
         channels = group * problem.channels
-        images = lax.dynamic_slice_in_dim(images, channels, own, channel_axis)
-        weights = lax.dynamic_slice_in_dim(kernel, group, groups, -3)
-        starts = [jnp.int32(0)] * y.ndim
-        starts[0] = start
-        starts[feature_axis] = group * (problem.features // spec.groups)
-        return lax.dynamic_update_slice(y, of(images, weights), starts)
+        images = cut(x, {0: (start, size), channel_axis: (channels, own)})
+        weights = cut(kernel, {-3: (group, groups)})
+        features = group * (problem.features // spec.groups)
+        return put(y, of(images, weights), {0: start, feature_axis: features})
 
     if count * parts == 1:
         y = of(x, kernel)
@@ -169,10 +168,10 @@ def _features_first(
         own, numbers = lax.optimization_barrier(
             (
                 {
-                    phase: lax.dynamic_slice_in_dim(row, index * size, size, 2)
+                    phase: cut(row, {2: (index * size, size)})
                     for phase, row in rows.items()
                 },
-                lax.dynamic_slice_in_dim(kernel, index * size, size),
+                cut(kernel, {0: (index * size, size)}),
             )
         )
         terms = []

@@ -15,7 +15,7 @@ layer's arrays takes 0.7 ms).
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -401,6 +401,38 @@ def every(
         start[place], strides[place] = first, step
         limit[place] = first + step * (count - 1) + 1
     return lax.slice(x, start, limit, strides)
+
+
+def cut(x: jax.Array, along: Mapping[int, tuple[Index, int]]) -> jax.Array:
+    """What of x stands from a start on, of so many entries, along some axes.
+
+    No start is negative, for which JAX's own functions add three operations each.
+
+    Args:
+      x: an array.
+      along: for each such axis the start, of int32, and the number of entries.
+
+    Example:
+      >>> cut(jnp.arange(9), {0: (np.int32(4), 2)}).tolist()
+      [4, 5]
+    """
+    starts, sizes = [np.int32(0)] * x.ndim, list(x.shape)
+    for axis, (start, size) in along.items():
+        starts[axis], sizes[axis] = start, size
+    return lax.dynamic_slice(x, starts, sizes, allow_negative_indices=False)
+
+
+def put(y: jax.Array, part: jax.Array, along: Mapping[int, Index]) -> jax.Array:
+    """Y with the part at a start along some axes, which is not negative either.
+
+    Example:
+      >>> put(jnp.zeros(3), jnp.ones(1), {0: np.int32(1)}).tolist()
+      [0.0, 1.0, 0.0]
+    """
+    starts = [np.int32(0)] * y.ndim
+    for axis, start in along.items():
+        starts[axis] = start
+    return lax.dynamic_update_slice(y, part, starts, allow_negative_indices=False)
 
 
 def added_up(terms: Sequence[jax.Array]) -> jax.Array:
