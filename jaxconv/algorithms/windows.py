@@ -529,11 +529,14 @@ def loop(number: int, body: Callable, start: Any, *, routine: bool = True) -> An
       routine: whether the body calls a routine anyway.
     """
 
-    def step(i: jax.Array, a: Any) -> Any:
-        i = i.astype(np.int32)
-        return body(i if routine else lax.sort(jnp.stack([i, i]))[0], a)
+    def step(carry: tuple) -> tuple:
+        i, a = carry
+        return i + 1, body(i if routine else lax.sort(jnp.stack([i, i]))[0], a)
 
-    return lax.fori_loop(0, number, step, start)
+    # Not lax.fori_loop, a scan, which is traced once more to be lowered.
+    return lax.while_loop(lambda carry: carry[0] < number, step, (np.int32(0), start))[
+        1
+    ]
 
 
 def block(
