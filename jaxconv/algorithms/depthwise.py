@@ -35,6 +35,7 @@ from jaxconv.algorithms.windows import (
     blocks_of,
     coordinates,
     countable,
+    cut,
     entries,
     every,
     is_inside,
@@ -169,7 +170,7 @@ def run(
 
     def times(X: jax.Array, k: jax.Array) -> jax.Array:
         # Of lax, as there are many: NumPy's way is traced in four times the time.
-        k = lax.broadcast_in_dim(k, X.shape, (X.ndim - 1,))
+        k = lax.broadcast_in_dim(k, X.shape, (X.ndim - 2, X.ndim - 1))
         return lax.mul(lax.convert_element_type(X, sums), k)
 
     if total > TERMS:
@@ -181,7 +182,7 @@ def run(
             for i in range(size):
                 c, *t = unravel(q[i], terms)
                 X = windows(stacked[c], axes, slice(None), outputs, t)
-                product = times(X, kernel[q[i]])
+                product = times(X, cut(kernel, {0: (q[i], 1)}))
                 y = y + only(None if new is None else new[i], product)
             return y
 
@@ -193,7 +194,7 @@ def run(
         own = padded(part, axes) if zeros_first else None
         for t in np.ndindex(*terms[1:]):
             place = int(np.ravel_multi_index((c, *t), terms))
-            k = lax.index_in_dim(kernel, place, keepdims=False)
+            k = lax.slice_in_dim(kernel, place, place + 1)
             if own is None:
                 X = windows(part, axes, slice(None), outputs, [np.int32(i) for i in t])
             else:

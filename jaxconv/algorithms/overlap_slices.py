@@ -25,7 +25,6 @@ on instead, which takes as long, but more programs:
 import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +109,7 @@ def run(
         Z = Z.reshape(*Z.shape[:2], *of_slice)
         ahead = [axis.rhs_dilation * t for t in range(axis.taps)]
         terms = [Z[:, a : a + count, ..., t, :] for t, a in enumerate(ahead)]
-        return functools.reduce(operator.add, terms)
+        return functools.reduce(lax.add, terms)
 
     def around(Z: jax.Array, low: int, high: int) -> jax.Array:
         """Z with so many slices of zeros before and behind."""

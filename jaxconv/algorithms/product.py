@@ -199,7 +199,7 @@ def run(
         precision=precision,
         preferred_element_type=accumulator(problem),
     )
-    y = y.sum(blocked).astype(problem.output_dtype)
+    y = (y.sum(0) if blocked else y).astype(problem.output_dtype)
     order = _order(problem)
     if _is_exchanged(problem):
         y = lax.optimization_barrier(y)  # else XLA exchanges the factors once more

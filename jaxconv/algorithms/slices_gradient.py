@@ -117,7 +117,7 @@ def run(
     precision = problem.precision if patches_first else problem.exchanged_precision
     x, kernel = x.reshape(-1, x.shape[-1]), kernel.reshape(-1, f)
     window = math.prod(a.taps for a in others)
-    rows = lax.iota(np.int32, size * window)
+    rows = np.arange(size * window, dtype=np.int32)
     # Entry s⃗·o⃗ + d⃗·t⃗ − p⃗ of slice i₁ stands as far from the first as i₁, t⃗ and o⃗ say.
     sizes = [a.size for a in others]
     i, *points = unravel(rows, (size, *(a.taps for a in others)))

@@ -302,7 +302,9 @@ def _masked(there: Index, X: jax.Array, other: int = 0) -> jax.Array:
     """X, and the other value where there is nothing."""
     if isinstance(there, np.ndarray) and there.all():
         return X
-    return lax.select(jnp.broadcast_to(there, X.shape), X, lax.full_like(X, other))
+    # Of lax, as there are many: NumPy's way is traced in several times the time.
+    there = lax.broadcast_in_dim(there, X.shape, range(X.ndim))
+    return lax.select(there, X, lax.broadcast(X.dtype.type(other), X.shape))
 
 
 def _reads(
