@@ -39,6 +39,7 @@ from jaxconv.algorithms.windows import (
     blocks_of,
     countable,
     cut,
+    every,
     loop,
     put,
     spread,
@@ -107,8 +108,7 @@ def run(
     order = (channel, *spatial) if channel_first else (*spatial, channel)
     x = x.transpose(batch, *order)
     kernel = kernel.transpose(in_feature, *taps, feature).astype(accumulator(problem))
-    # [c, *K, 1, G, F/G, 1], to be multiplied by [n, G, 1, positions].
-    kernel = kernel.reshape(*kernel.shape[:-1], 1, spec.groups, -1, 1)
+    kernel = kernel.reshape(-1, spec.groups, problem.features // spec.groups)
 
     def of(images: jax.Array, weights: jax.Array) -> jax.Array:
         y = _features_first(problem, images, weights, channel_first)
@@ -126,7 +126,7 @@ def run(
         group, own = part * groups, groups * problem.channels
         channels = group * problem.channels
         images = cut(x, {0: (start, size), channel_axis: (channels, own)})
-        weights = cut(kernel, {-3: (group, groups)})
+        weights = cut(kernel, {1: (group, groups)})
         features = group * (problem.features // spec.groups)
         return put(y, of(images, weights), {0: start, feature_axis: features})
 
@@ -149,12 +149,12 @@ def _channels_first(spec: ConvSpec) -> tuple[bool, bool]:
 def _features_first(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, channel_first: bool
 ) -> jax.Array:
-    """y, [n, F, *O], of [n, C, *I] or [n, *I, C] and [c, *K, 1, G, F/G, 1]."""
-    axes, sums, groups = axes_of(problem), accumulator(problem), kernel.shape[-3]
+    """y, [n, F, *O], of [n, C, *I] or [n, *I, C] and [(c, *K), G, F/G]."""
+    axes, sums, (_, groups, f) = axes_of(problem), accumulator(problem), kernel.shape
     counts, steps = _counts(axes), _steps(axes)
     length = _run_length(axes)
-    taps = {tap: _read(axes, steps, tap) for tap in np.ndindex(*kernel.shape[1:-4])}
-    phases = _phases(axes, x, {phase for phase, _ in taps.values()}, channel_first)
+    taps = [_read(axes, steps, tap) for tap in np.ndindex(*problem.kernel_spatial)]
+    phases = _phases(axes, x, {phase for phase, _ in taps}, channel_first)
     rows = lax.optimization_barrier(
         {
             phase: row.reshape(len(x), groups, -1, math.prod(counts))
@@ -162,6 +162,7 @@ def _features_first(
         }
     )
     size = _at_a_time(problem)
+    each, shape = size * len(taps), (len(x), groups, f, length)
 
     def add(index: jax.Array, y: jax.Array | None) -> jax.Array:
         # Reads that depend on the index do not use the vector units.
@@ -171,14 +172,17 @@ def _features_first(
                     phase: cut(row, {2: (index * size, size)})
                     for phase, row in rows.items()
                 },
-                cut(kernel, {0: (index * size, size)}),
+                cut(kernel, {0: (index * each, each)}),
             )
         )
         terms = []
         for c in range(size):
-            for tap, (phase, start) in taps.items():
-                run = lax.slice_in_dim(own[phase][:, :, c], start, start + length, 1, 2)
-                terms.append(run[:, :, None].astype(sums) * numbers[(c, *tap)])
+            for phase, start in taps:
+                run = every(own[phase], [2, 3], [c, start], [1, length], [1, 1])
+                run = lax.broadcast_in_dim(run.astype(sums), shape, range(4))
+                number = every(numbers, [0], [len(terms)], [1], [1])
+                number = lax.broadcast_in_dim(number, shape, range(3))
+                terms.append(lax.mul(run, number))
         # Two sums of some terms are more accurate than one of all.
         total = added_up(terms)
         return total if y is None else y + total
@@ -186,7 +190,6 @@ def _features_first(
     if size == problem.channels:
         y = add(jnp.int32(0), None)
     else:
-        shape = (len(x), groups, kernel.shape[-2], length)
         passes = problem.channels // size
         y = loop(passes, add, zeros(shape, sums, x), routine=False)
     y = y.astype(problem.output_dtype).reshape(len(x), -1, length)
