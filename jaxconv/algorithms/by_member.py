@@ -21,10 +21,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxconv.algorithms import patches_gradient
-from jaxconv.algorithms.windows import countable, entries
+from jaxconv.algorithms.windows import (
+    at,
+    countable,
+    entries,
+    stacked,
+)
 from jaxconv.calculus import fold, unfold
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
@@ -57,7 +61,7 @@ def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
     """Convolve member by member."""
-    spec, one = problem.spec, single(problem).spec
+    spec, one = problem.spec, single(problem)
     _, (feature, *_), (_, y_feature, *_) = spec.dimension_numbers
 
     def parted(array: jax.Array, axis: int) -> jax.Array:
@@ -66,5 +70,10 @@ def run(
         return entries(array).reshape(array.shape)
 
     members = parted(x, spec.block_axis), parted(kernel, feature)
-    y = lax.map(lambda member: conv(one, *member), members)
+
+    def of_member(index: jax.Array) -> jax.Array:
+        return conv(one.spec, *(at(array, index) for array in members))
+
+    shape, dtype = one.output_shape, problem.output_dtype
+    y = stacked(spec.members, of_member, shape, dtype, x)
     return fold(y, 0, y_feature)

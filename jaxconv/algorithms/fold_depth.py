@@ -19,13 +19,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.windows import (
     axes_of,
     countable,
     entries,
+    stacked,
     unravel,
     windows,
 )
@@ -74,6 +74,8 @@ def run(
         X = jnp.moveaxis(X, 0, -2)  # [*I, t₁, c]
         return conv(flat, X.reshape(1, *X.shape[:-2], -1), kernel)[0]
 
-    y = lax.map(slice_of, jnp.arange(len(x) * axes[0].outputs, dtype=np.int32))
+    number, shape = len(x) * axes[0].outputs, problem.output_spatial[1:]
+    shape = *shape, problem.features
+    y = stacked(number, slice_of, shape, problem.output_dtype, x)
     y = y.reshape(len(x), *problem.output_spatial, -1)
     return spec.laid_out(y)

@@ -22,12 +22,12 @@ from jax import lax
 from jaxconv.algorithms import direct
 from jaxconv.algorithms.windows import (
     accumulator,
+    at,
     axes_of,
     block,
     blocks_of,
     coordinates,
     countable,
-    cut,
     entries,
     loop,
     put,
@@ -114,7 +114,7 @@ def run(
         X = lax.optimization_barrier(X).reshape(size, -1)
         part = lax.dot_general(
             X,
-            cut(kernel, {0: (group, 1)})[0],
+            at(kernel, group),
             (((1,), (0,)), ((), ())),
             precision=problem.precision,
             preferred_element_type=accumulator(problem),

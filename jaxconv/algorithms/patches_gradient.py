@@ -44,6 +44,7 @@ from jaxconv.algorithms.windows import (
     padded,
     padded_bytes,
     runs,
+    stacked,
     unravel,
     zeros,
 )
@@ -217,7 +218,7 @@ def run(
     patches_first = width < f  # the smaller matrix
     precision = problem.precision if patches_first else problem.exchanged_precision
 
-    def product(index: jax.Array, group: Index) -> jax.Array:
+    def product(index: Index, group: Index) -> jax.Array:
         start, q, new = block(index, count, size, total)
         k = cut(kernel, {0: (start, size), 1: (group, 1)})[:, 0]
         # Both: zero times an infinity would not be zero.
@@ -237,14 +238,15 @@ def run(
     shape = (width, f) if patches_first else (f, width)
 
     def of_group(group: Index) -> jax.Array:
+        if count == 1:
+            return product(np.int32(0), group)
         start = zeros(shape, sums, x)
         return loop(count, lambda index, y: y + product(index, group), start)
 
     if G == 1:
-        y = of_group(np.int32(0))
+        y = of_group(np.int32(0)).astype(problem.output_dtype)
     else:
-        y = lax.map(of_group, jnp.arange(G, dtype=np.int32))
-    y = y.astype(problem.output_dtype)
+        y = stacked(G, of_group, shape, problem.output_dtype, x)
     # Moved in one step: XLA gives products that are transposed twice a layout that
     # costs more than both, 2.7 instead of 0.33 ms for 24 x 1024 entries.
     first = 1 if patches_first else 2

@@ -16,16 +16,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.windows import (
+    at,
     block,
     blocks_of,
     countable,
     cut,
     loop,
     put,
+    stacked,
     transposed,
     zeros,
 )
@@ -75,7 +76,12 @@ def run(
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, size, len(x))
         images = _groups_first(cut(x, {0: (start, size)}), G)
-        part = lax.map(lambda group: conv(single, *group), (images, kernel))
+
+        def of_group(group: jax.Array) -> jax.Array:
+            return conv(single, *(at(array, group) for array in (images, kernel)))
+
+        shape = size, *problem.output_spatial, problem.features // G
+        part = stacked(G, of_group, shape, problem.output_dtype, x)
         part = jnp.moveaxis(part, 0, -2)  # [n, *O, G, F/G]
         part = part.reshape(*part.shape[:-2], -1)
         return put(y, part, {0: start})

@@ -541,6 +541,39 @@ def loop(number: int, body: Callable, start: Any, *, routine: bool = True) -> An
     ]
 
 
+def stacked(
+    number: int, function: Callable, shape: Sequence[int], dtype: Any, x: jax.Array
+) -> jax.Array:
+    """``function(i)`` for each i, one after the other, as `lax.map` has it.
+
+    Args:
+      number: of results.
+      function: of an int32.
+      shape: of a result.
+      dtype: which the results are rounded to.
+      x: what they vary as inside of shard_map.
+
+    Example:
+      >>> stacked(3, lambda i: 2 * i, (), np.int32, jnp.zeros(())).tolist()
+      [0, 2, 4]
+    """
+
+    def write(i: jax.Array, y: jax.Array) -> jax.Array:
+        return put(y, function(i).astype(dtype)[None], {0: i})
+
+    return loop(number, write, zeros((number, *shape), dtype, x))
+
+
+def at(array: jax.Array, index: Index) -> jax.Array:
+    """Entry `index` along the first axis.
+
+    Example:
+      >>> at(jnp.arange(9), np.int32(4)).item()
+      4
+    """
+    return lax.squeeze(cut(array, {0: (index, 1)}), [0])
+
+
 def block(
     index: jax.Array, count: int, size: int, total: int
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
