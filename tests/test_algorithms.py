@@ -513,6 +513,14 @@ def test_groups_of_a_large_input_are_copied_in_blocks_on_narrow_vectors():
         }, (images, taps)
 
 
+def test_blocks_of_groups_are_copied_and_not_read_out_of_the_whole():
+    case = layer("", 8, (28, 28), 256, 256, (3, 3), groups=32)
+    problem = problem_in(case, "kernel_gradient", jnp.float32)
+    run = functools.partial(ALGORITHMS["by_groups"].run, problem, conv=directly)
+    operands = jnp.zeros(problem.x_shape), jnp.zeros(problem.kernel_shape)
+    assert "optimization_barrier" in str(jax.make_jaxpr(run)(*operands))
+
+
 def test_images_of_many_taps_are_padded_in_blocks_on_narrow_vectors():
     for images, channels, taps, known in (
         (8, 96, 7, {Processor.NARROW}),

@@ -14,6 +14,7 @@ twice where their number has no fitting divisor.
 from collections.abc import Callable
 
 import jax
+from jax import lax
 
 from jaxconv.algorithms import fourier
 from jaxconv.algorithms.windows import (
@@ -55,6 +56,8 @@ def run(
     def write(index: jax.Array, y: jax.Array) -> jax.Array:
         start, *_ = block(index, count, one.spec.groups, G)
         own = part(x, problem.spec.block_axis, start), part(kernel, feature, start)
+        # Else what reads them reads the whole, of which they are to be a small copy.
+        own = lax.optimization_barrier(own)
         first = start * (problem.features // G)
         return put(y, conv(one.spec, *own), {y_feature: first})
 
