@@ -23,12 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.algorithms import patches_gradient
-from jaxconv.algorithms.windows import (
-    at,
-    countable,
-    entries,
-    stacked,
-)
+from jaxconv.algorithms.windows import at, countable, entries, stacked
 from jaxconv.calculus import fold, unfold
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
@@ -74,6 +69,5 @@ def run(
     def of_member(index: jax.Array) -> jax.Array:
         return conv(one.spec, *(at(array, index) for array in members))
 
-    shape, dtype = one.output_shape, problem.output_dtype
-    y = stacked(spec.members, of_member, shape, dtype, x)
+    y = stacked(spec.members, of_member, one.output_shape, problem.output_dtype, x)
     return fold(y, 0, y_feature)

@@ -30,6 +30,7 @@ from jaxconv.algorithms.windows import (
     Index,
     accumulator,
     added_up,
+    at,
     axes_of,
     block,
     blocks_of,
@@ -181,7 +182,7 @@ def run(
             _, q, new = block(index, count, size, total)
             for i in range(size):
                 c, *t = unravel(q[i], terms)
-                X = windows(stacked[c], axes, slice(None), outputs, t)
+                X = windows(at(stacked, c), axes, slice(None), outputs, t)
                 product = times(X, cut(kernel, {0: (q[i], 1)}))
                 y = y + only(None if new is None else new[i], product)
             return y

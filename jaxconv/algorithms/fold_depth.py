@@ -75,7 +75,6 @@ def run(
         return conv(flat, X.reshape(1, *X.shape[:-2], -1), kernel)[0]
 
     number, shape = len(x) * axes[0].outputs, problem.output_spatial[1:]
-    shape = *shape, problem.features
-    y = stacked(number, slice_of, shape, problem.output_dtype, x)
+    y = stacked(number, slice_of, (*shape, problem.features), problem.output_dtype, x)
     y = y.reshape(len(x), *problem.output_spatial, -1)
     return spec.laid_out(y)

@@ -425,7 +425,7 @@ def cut(x: jax.Array, along: Mapping[int, tuple[Index, int]]) -> jax.Array:
 
 
 def put(y: jax.Array, part: jax.Array, along: Mapping[int, Index]) -> jax.Array:
-    """Y with the part at a start along some axes, which is not negative either.
+    """The array with the part at a start along some axes, not negative either.
 
     Example:
       >>> put(jnp.zeros(3), jnp.ones(1), {0: np.int32(1)}).tolist()
@@ -536,9 +536,8 @@ def loop(number: int, body: Callable, start: Any, *, routine: bool = True) -> An
         return i + 1, body(i if routine else lax.sort(jnp.stack([i, i]))[0], a)
 
     # Not lax.fori_loop, a scan, which is traced once more to be lowered.
-    return lax.while_loop(lambda carry: carry[0] < number, step, (np.int32(0), start))[
-        1
-    ]
+    _, end = lax.while_loop(lambda carry: carry[0] < number, step, (np.int32(0), start))
+    return end
 
 
 def stacked(
