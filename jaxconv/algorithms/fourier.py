@@ -46,10 +46,9 @@ from jaxconv.algorithms.windows import (
     countable,
     cut,
     every,
-    loop,
     only,
     spread,
-    zeros,
+    summed,
 )
 from jaxconv.spec import ConvProblem, dilated
 
@@ -138,12 +137,8 @@ def run(
         K = jnp.moveaxis(only(new, K), 0, 2)
         return (X[:, :, None] * K[None]).sum(3)  # [N, G, m, *S]
 
-    if count == 1:
-        Y = product(np.int32(0))
-    else:
-        shape = (len(x), *kernel.shape[1:3], *sizes[:-1], sizes[-1] // 2 + 1)
-        start = zeros(shape, np.result_type(sums, np.complex64), x)
-        Y = loop(count, lambda index, Y: Y + product(index), start)
+    shape = (len(x), *kernel.shape[1:3], *sizes[:-1], sizes[-1] // 2 + 1)
+    Y = summed(count, product, shape, np.result_type(sums, np.complex64), x)
     y = lax.fft(Y, lax.FftType.IRFFT, sizes)
     places = range(3, y.ndim)
     y = every(y, places, [0 for _ in axes], problem.output_spatial, spec.window_strides)

@@ -39,14 +39,13 @@ from jaxconv.algorithms.windows import (
     coordinates,
     countable,
     cut,
-    loop,
     only,
     padded,
     padded_bytes,
     runs,
     stacked,
+    summed,
     unravel,
-    zeros,
 )
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
@@ -238,10 +237,7 @@ def run(
     shape = (width, f) if patches_first else (f, width)
 
     def of_group(group: Index) -> jax.Array:
-        if count == 1:
-            return product(np.int32(0), group)
-        start = zeros(shape, sums, x)
-        return loop(count, lambda index, y: y + product(index, group), start)
+        return summed(count, lambda index: product(index, group), shape, sums, x)
 
     if G == 1:
         y = of_group(np.int32(0)).astype(problem.output_dtype)
