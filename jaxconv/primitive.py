@@ -33,19 +33,12 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxconv import calculus
-from jaxconv.algorithms import ALGORITHMS, direct
+from jaxconv.algorithms import compute, direct
 from jaxconv.planner import plan
 from jaxconv.planner.choice import LARGER
 from jaxconv.spec import ConvProblem, ConvSpec, exchanged, is_static
 
 conv_p = Primitive("jaxconv")
-
-ROUTINES = frozenset({"direct", "channels_last", "by_member", "overlap_add"})
-"""Algorithms that read their operands once, or leave all to a routine of XLA's.
-
-What computes these may fuse with the copies that it takes: the input gradient of a
-dense 3x3 layer compiles in 24 ms so, as stock's does, and in 55 otherwise.
-"""
 
 
 def conv(
@@ -133,7 +126,7 @@ def _abstract_eval(x: Any, kernel: Any, **params: Any) -> Any:
     return aval
 
 
-def _run(
+def _planned(
     x: jax.Array, kernel: jax.Array, *, platform: str, devices: int, **params: Any
 ) -> jax.Array:
     """Compute the convolution by the algorithms that the planner chooses."""
@@ -145,21 +138,8 @@ def _run(
     def choose(problem: ConvProblem) -> str:
         return plan(problem, platform, devices, explicit=explicit).algorithm
 
-    def run(
-        spec: ConvSpec,
-        x: jax.Array,
-        kernel: jax.Array,
-        precision: Any = params["precision"],
-    ) -> jax.Array:
-        own = {**params, "spec": spec, "precision": precision}
-        problem, inner = _problem(x, kernel, **own), partial(run, precision=precision)
-        return ALGORITHMS[choose(problem)].run(problem, x, kernel, inner)
-
-    if choose(_problem(x, kernel, **params)) not in ROUTINES:
-        # Else what computes them is fused into loops that read them several times. A
-        # training step of a ResNeXt takes 75 ms so, and 89 otherwise.
-        x, kernel = lax.optimization_barrier((x, kernel))
-    return run(params["spec"], x, kernel)
+    problem = _problem(x, kernel, **params)
+    return compute(problem, choose(problem), choose, x, kernel)
 
 
 conv_p.def_impl(partial(xla.apply_primitive, conv_p))
@@ -184,7 +164,7 @@ def _lower(platform: str, ctx: Any, *operands: Any, **params: Any) -> Any:
         # Explicit shardings over one device say nothing, and refuse what plans need.
         types = [ShapedArray(aval.shape, aval.dtype) for aval in ctx.avals_in]
         ctx, params = ctx.replace(avals_in=types), {**params, "out_sharding": None}
-    run = partial(_run, platform=platform, devices=devices, **params)
+    run = partial(_planned, platform=platform, devices=devices, **params)
     return _lowered(run, ctx, *operands)
 
 

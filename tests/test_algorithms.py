@@ -20,6 +20,7 @@ from jaxconv.algorithms import (
     ALGORITHMS,
     by_image,
     by_rows,
+    compute,
     depthwise,
     depthwise_gradient,
     direct,
@@ -921,13 +922,12 @@ def test_programs_for_gpus_follow_their_rules():
         assert ("stablehlo.convolution" in exported.mlir_module()) is convolves
 
 
-def by_plan_on_gpus(spec, x, kernel, precision=None):
-    """The convolution by the plans for a GPU, on any platform."""
-    problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype, precision)
+def chosen_on_gpus(problem):
+    """The algorithm of the plan for a GPU."""
     chosen = plan(problem, "gpu").algorithm
     # Of more axes, XLA:GPU ends the process.
     assert chosen != "direct" or len(problem.x_spatial) <= 3
-    return ALGORITHMS[chosen].run(problem, x, kernel, by_plan_on_gpus)
+    return chosen
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -938,9 +938,10 @@ def test_plans_on_gpus_equal_the_reference(role, integers):
         if 0 in (*problem.x_shape, *problem.kernel_shape):
             continue
         x, kernel = integers(*problem.x_shape), integers(*problem.kernel_shape)
-        run = jax.jit(functools.partial(by_plan_on_gpus, problem.spec))
+        name = chosen_on_gpus(problem)
+        run = jax.jit(functools.partial(compute, problem, name, chosen_on_gpus))
         y = np.asarray(run(x.astype(np.float32), kernel.astype(np.float32)))
-        if plan(problem, "gpu").algorithm == "fourier":  # which rounds
+        if name == "fourier":  # which rounds
             np.testing.assert_allclose(y, np.rint(y), atol=1e-2)
             y = np.rint(y)
         geometry = geometry_of(problem)

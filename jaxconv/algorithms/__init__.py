@@ -5,9 +5,12 @@ is handed the function that computes its smaller convolutions, so that it knows 
 the planner nor the primitive, and algorithms nest to any depth.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+from jax import lax
 
 from jaxconv.algorithms import (
     by_groups,
@@ -99,3 +102,59 @@ ALGORITHMS: dict[str, Algorithm] = {
     "direct": direct,
 }
 """Every algorithm by its name, which is the name of its file."""
+
+ROUTINES = frozenset({"direct", "channels_last", "by_member", "overlap_add"})
+"""Algorithms that read their operands once, or leave all to a routine of XLA's.
+
+What computes these may fuse with the copies that it takes: the input gradient of a
+dense 3x3 layer compiles in 24 ms so, as stock's does, and in 55 otherwise.
+"""
+
+
+def compute(
+    problem: ConvProblem,
+    algorithm: str,
+    choose: Callable[[ConvProblem], str],
+    x: jax.Array,
+    kernel: jax.Array,
+) -> jax.Array:
+    """Compute a problem by an algorithm, and its smaller ones by those chosen.
+
+    Args:
+      problem: what is to be computed.
+      algorithm: a key of `ALGORITHMS`.
+      choose: the algorithm of each smaller problem.
+      x: the input.
+      kernel: the kernel, of the same dtype.
+    """
+    if algorithm not in ROUTINES:
+        # Else what computes them is fused into loops that read them several times. A
+        # training step of a ResNeXt takes 75 ms so, and 89 otherwise.
+        x, kernel = lax.optimization_barrier((x, kernel))
+    return _computed(problem, algorithm, choose, x, kernel)
+
+
+def _computed(
+    problem: ConvProblem,
+    algorithm: str,
+    choose: Callable[[ConvProblem], str],
+    x: jax.Array,
+    kernel: jax.Array,
+) -> jax.Array:
+    def smaller(
+        spec: ConvSpec,
+        x: jax.Array,
+        kernel: jax.Array,
+        precision: Any = problem.precision,
+    ) -> jax.Array:
+        own = dataclasses.replace(
+            problem,
+            spec=spec,
+            x_shape=tuple(x.shape),
+            kernel_shape=tuple(kernel.shape),
+            dtype=x.dtype,
+            precision=precision,
+        )
+        return _computed(own, choose(own), choose, x, kernel)
+
+    return ALGORITHMS[algorithm].run(problem, x, kernel, smaller)

@@ -40,14 +40,13 @@ from jaxconv.algorithms.windows import (
     coordinates,
     countable,
     linear,
-    loop,
     only,
     padded,
     padded_bytes,
     runs,
     spread,
+    summed,
     unravel,
-    zeros,
 )
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
@@ -127,7 +126,7 @@ def run(
     along = linear([a.stride * o for a, o in outputs], sizes[1:])
     behind = (moved - axis.stride * np.arange(axis.outputs, dtype=np.int32)) * window
 
-    def add(index: jax.Array, y: jax.Array) -> jax.Array:
+    def term(index: jax.Array) -> jax.Array:
         c, i = unravel(index, (problem.channels, count))
         start, _, new = block(i, count, size, axis.size)
         begin = origin + math.prod(sizes) * (c * axis.size + start)
@@ -141,7 +140,7 @@ def run(
         # Both: zero times an infinity would not be zero.
         X, K = only(new, X), only(new, K)
         first, second = (X, K) if patches_first else (K, X)
-        return y + lax.dot_general(
+        return lax.dot_general(
             first,
             second,
             (((0,), (0,)), ((), ())),
@@ -149,8 +148,7 @@ def run(
             preferred_element_type=sums,
         )
 
-    number = problem.channels * count
-    y = loop(number, add, zeros(sorted(shape), sums, x))
+    y = summed(problem.channels * count, term, sorted(shape), sums, x)
     y = y if patches_first else y.T
     y = y.astype(problem.output_dtype).reshape(
         *problem.output_spatial[1:], problem.batch, axis.outputs, -1

@@ -1,19 +1,18 @@
 """How far the plan's choice is from the best algorithm that applies."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxconv import calculus
-from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms import ALGORITHMS, compute
 from jaxconv.arguments import Caller, conv_spec
 from jaxconv.bench.timing import Timing, compare
 from jaxconv.cases import ConvCase
 from jaxconv.planner import plan
-from jaxconv.primitive import conv
-from jaxconv.spec import ConvProblem, ConvSpec
+from jaxconv.spec import ConvProblem
 from jaxconv.testing import draw
 
 HOPELESS = 5.0
@@ -71,29 +70,6 @@ def problem_of(case: ConvCase, role: str, dtype: Any) -> ConvProblem:
     return ConvProblem(gradient, y, turned.shape, dtype)
 
 
-def _runner(name: str, problem: ConvProblem) -> Callable:
-    """Compute the problem by that algorithm, its smaller convolutions as planned."""
-
-    def planned(
-        spec: ConvSpec,
-        x: jax.Array,
-        kernel: jax.Array,
-        precision: Any = problem.precision,
-    ) -> jax.Array:
-        return conv(
-            x,
-            kernel,
-            spec,
-            precision=precision,
-            preferred_element_type=problem.preferred_element_type,
-        )
-
-    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return ALGORITHMS[name].run(problem, x, kernel, planned)
-
-    return run
-
-
 def choose(
     case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any
 ) -> Choice:
@@ -105,11 +81,15 @@ def choose(
       dtype: of the operands.
       **timing: rounds and seconds, as `jaxconv.bench.timing.compare` takes them.
     """
+
+    def planned(problem: ConvProblem) -> str:
+        return plan(problem, jax.default_backend()).algorithm
+
     problem = problem_of(case, role, dtype)
-    chosen = plan(problem, jax.default_backend()).algorithm
+    chosen = planned(problem)
     names = [chosen, *(name for name in ALGORITHMS if name != chosen)]
     programs = {
-        name: _runner(name, problem)
+        name: partial(compute, problem, name, planned)
         for name in names
         if ALGORITHMS[name].applies(problem)
     }
