@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,6 @@ from jaxconv.spec import ConvSpec, Pads, dilated, is_static, window_extents
 
 DimensionNumbers = lax.ConvDimensionNumbers | Sequence[str] | None
 Padding = str | Sequence[tuple[int, int]]
-Argument = Literal[
-    "lhs",
-    "rhs",
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-    "output_padding",
-]
 
 PADDING_STRINGS = ("SAME", "SAME_LOWER", "VALID")
 
@@ -54,10 +42,10 @@ class Caller:
     """
 
     function: str
-    names: Mapping[Argument, str] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shapes: str = ""
 
-    def name(self, argument: Argument) -> str:
+    def name(self, argument: str) -> str:
         """What the caller calls lax's `argument`."""
         return self.names.get(argument, argument)
 
@@ -73,18 +61,17 @@ class Caller:
         self,
         kind: type[Exception],
         rule: str,
-        argument: Argument,
+        argument: str,
         value: object,
         advice: str,
     ) -> Exception:
         """``function: rule, but got argument=value (shapes). advice``."""
         got = f"{self.name(argument)}={value!r}"
-        return kind(f"{self.function}: {rule}, but got {got} ({self.shapes}). {advice}")
+        got += f" ({self.shapes})" if self.shapes else ""
+        return kind(f"{self.function}: {rule}, but got {got}. {advice}")
 
 
-def static_int(
-    caller: Caller, argument: Argument, value: Any, whole: Any = None
-) -> int:
+def static_int(caller: Caller, argument: str, value: Any, whole: Any = None) -> int:
     """`value` as an int, or as the symbolic dimension that it is.
 
     Args:
@@ -148,11 +135,11 @@ def as_shape(
             f"{function}: {name} must be a shape, a tuple of ints, but got {name} of "
             f"type {type(value).__name__}. {advice}"
         )
-    caller: Caller = Caller(function, {"rhs": name}, f"{name}={value!r}")
-    shape = tuple(static_int(caller, "rhs", size, value) for size in sizes)
+    caller = Caller(function)
+    shape = tuple(static_int(caller, name, size, value) for size in sizes)
     if any(is_static(size) and size < 0 for size in shape):
         rule = f"{name} must hold sizes of at least 0"
-        raise caller.error(ValueError, rule, "rhs", value, advice)
+        raise caller.error(ValueError, rule, name, value, advice)
     return shape
 
 
@@ -178,7 +165,7 @@ def as_cotangent(function: str, g: ArrayLike, y_type: Any) -> jax.Array:
 
 
 def per_axis(
-    caller: Caller, argument: Argument, value: Any, rank: int, least: int = 1
+    caller: Caller, argument: str, value: Any, rank: int, least: int = 1
 ) -> tuple[int, ...]:
     """One int per spatial axis, from a sequence of them.
 
@@ -335,7 +322,7 @@ def _plain(size: Any) -> Any:
 
 def _check_groups(
     caller: Caller,
-    counts: dict[Argument, int],
+    counts: dict[str, int],
     batch: int,
     in_features: int,
     kernel_in_features: int,
@@ -343,11 +330,11 @@ def _check_groups(
 ) -> None:
     """Refuse group counts that do not divide what they group."""
 
-    def require(argument: Argument, holds: bool, rule: str, advice: str) -> None:
+    def require(argument: str, holds: bool, rule: str, advice: str) -> None:
         if not holds:
             raise caller.error(ValueError, rule, argument, counts[argument], advice)
 
-    divided: dict[Argument, dict[str, int]] = {
+    divided: dict[str, dict[str, int]] = {
         "feature_group_count": {"input features": in_features},
         "batch_group_count": {"batch": batch},
     }
@@ -433,11 +420,11 @@ def conv_spec(
         x_dilation = per_axis(caller, "lhs_dilation", lhs_dilation, rank)
     if rhs_dilation is not None:
         kernel_dilation = per_axis(caller, "rhs_dilation", rhs_dilation, rank)
-    given: dict[Argument, Any] = {
+    given: dict[str, Any] = {
         "feature_group_count": feature_group_count,
         "batch_group_count": batch_group_count,
     }
-    groups: dict[Argument, int] = {
+    groups: dict[str, int] = {
         name: static_int(caller, name, count) for name, count in given.items()
     }
     batch, channels, *x_spatial = (x_shape[axis] for axis in layout.lhs_spec)

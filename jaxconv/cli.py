@@ -147,7 +147,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--sweep", type=_at_least(1), metavar="N", help="N random layers instead"
     )
-    bench.add_argument("--seed", type=_at_least(0), default=0, help="of the sweep")
+    bench.add_argument("--seed", type=_at_least(0), help="of the sweep, 0 by default")
     bench.add_argument(
         "--regret",
         action="store_true",

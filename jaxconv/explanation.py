@@ -1,7 +1,6 @@
 """`explain(fn, *args)`: which convolutions a function has, and what becomes of them."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,9 @@ from jaxconv.transform import conv_params, demand_callable, makers, programs_in,
 
 OPAQUE = ("ffi_call", "io_callback", "pure_callback")
 """Primitives that call what is no JAX program: what they compute stays what it is."""
+
+MOVES = ("convert_element_type", "reshape", "transpose")
+"""Primitives that keep the order of a kernel's taps."""
 
 
 class ExplainedConv(NamedTuple):
@@ -36,28 +38,13 @@ class ExplainedConv(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Additions and multiplications of its sum, padding included, once.
-
-        An output has a term for each tap, and for each entry of x at most.
-        """
-        problem, terms = self.problem, self.problem.channels
-        for taps, entries, dilation in zip(
-            problem.kernel_spatial,
-            problem.x_spatial,
-            problem.spec.lhs_dilation,
-            strict=True,
-        ):
-            terms *= min(taps, entries * dilation)
-        products = math.prod(problem.output_shape) * terms
-        return 2 * products // math.prod(problem.spec.lhs_dilation)
+        """Additions and multiplications of its sum, once."""
+        return self.problem.flops
 
     @property
     def bytes(self) -> int:
         """Of the two operands and of the result, once."""
-        problem = self.problem
-        operands = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
-        result = math.prod(problem.output_shape) * problem.output_dtype.itemsize
-        return operands * problem.dtype.itemsize + result
+        return self.problem.bytes
 
 
 class Explanation(NamedTuple):
@@ -153,7 +140,7 @@ def _explained(
         where = (*around, own) if own else around
         name, params = equation.primitive.name, conv_params(equation, made)
         if params is not None:
-            yield _of(equation, params, where, times)
+            yield _of(equation, params, made, where, times)
         if name in OPAQUE:
             opaque[name] = opaque.get(name, 0) + 1
         called = equation.params.get("name")
@@ -164,7 +151,11 @@ def _explained(
 
 
 def _of(
-    equation: Any, params: dict[str, Any], where: tuple[str, ...], times: int
+    equation: Any,
+    params: dict[str, Any],
+    made: Mapping[Any, Any],
+    where: tuple[str, ...],
+    times: int,
 ) -> ExplainedConv:
     x, kernel = (atom.aval for atom in equation.invars)
     problem = ConvProblem(
@@ -172,15 +163,20 @@ def _of(
     )
     chosen = plan(problem, jax.default_backend())
     path = "/".join(where)
-    return ExplainedConv(
-        path, _role(problem, path), times, problem, chosen.algorithm, chosen.reason
-    )
+    role = _role(equation.invars[1], made, path)
+    return ExplainedConv(path, role, times, problem, chosen.algorithm, chosen.reason)
 
 
-def _role(problem: ConvProblem, where: str) -> str:
+def _role(kernel: Any, made: Mapping[Any, Any], where: str) -> str:
     """What the convolution is in the function that was differentiated, if any."""
     if "transpose(" in where:
-        batch, channel = problem.spec.dimension_numbers.lhs_spec[:2]
-        summed = channel < batch  # over the images, which stand first
-        return "kernel gradient" if summed else "input gradient"
+        flipped = _is_flipped(kernel, made)
+        return "input gradient" if flipped else "kernel gradient"
     return "forward" if "jvp(" in where else "plain"
+
+
+def _is_flipped(kernel: Any, made: Mapping[Any, Any]) -> bool:
+    """Whether it is read backwards, as in an input gradient, vmapped or not."""
+    while (maker := made.get(kernel)) is not None and maker.primitive.name in MOVES:
+        kernel, *_ = maker.invars
+    return maker is not None and maker.primitive.name == "rev"

@@ -397,6 +397,8 @@ def init_conv_params(
       `ConvParams(kernel, bias)`.
 
     Raises:
+      TypeError: on sizes that are no ints, a dtype that is neither floating nor
+        complex, an initializer that is no function, or a key that is no random key.
       ValueError: on sizes below 1, or groups that do not divide the features.
 
     Example:
@@ -411,13 +413,13 @@ def init_conv_params(
         "out_features": (out_features,),
         "groups": (groups,),
     }
+    caller = Caller("init_conv_params")
     for name, values in sizes.items():
         whole = kernel_size if name == "kernel_size" else values[0]
-        caller = Caller("init_conv_params", {"rhs": name}, f"dtype={dtype}")
-        sizes[name] = tuple(static_int(caller, "rhs", v, whole) for v in values)
+        sizes[name] = tuple(static_int(caller, name, v, whole) for v in values)
         if min(sizes[name], default=1) < 1:
             rule = "sizes must be at least 1"
-            raise caller.error(ValueError, rule, "rhs", whole, "Pass positive ints.")
+            raise caller.error(ValueError, rule, name, whole, "Pass positive ints.")
     taps, (in_features,), (out_features,), (groups,) = sizes.values()
     try:
         is_inexact = jnp.issubdtype(dtype, jnp.inexact)

@@ -23,7 +23,6 @@ from jax.typing import DTypeLike
 from jaxconv import calculus, primitive
 from jaxconv.arguments import (
     PADDING_STRINGS,
-    Argument,
     Caller,
     DimensionNumbers,
     canonical_layout,
@@ -148,7 +147,7 @@ _TRANSPOSE_DEFAULTS = ConvTransposeOptions(
     preferred_element_type=None,
     cast_kernel=False,
 )
-_NAMES: dict[Argument, str] = {
+_NAMES: dict[str, str] = {
     "lhs": "x",
     "rhs": "kernel",
     "window_strides": "strides",
@@ -277,7 +276,7 @@ class _Operands(NamedTuple):
     batch: tuple[int, ...]
     rank: int
 
-    def sizes(self, argument: Argument, value: Any, least: int = 1) -> tuple[int, ...]:
+    def sizes(self, argument: str, value: Any, least: int = 1) -> tuple[int, ...]:
         """One int per spatial axis, from one int for all of them or one for each."""
         given = elements(value)
         if given is None:

@@ -49,15 +49,16 @@ def conv_kernel_grad_sq_norms(
       x: [*batch, *spatial, Cin], an example for each entry of the batch axes.
       kernel_shape: shape of the kernel, [*taps, Cin // groups, Cout].
       g: cotangent of the result, of each example's own loss.
-      **options: as for `jaxconv.conv_forward`.
+      **options: as for `jaxconv.conv_forward`, but for `cast_kernel`.
 
     Returns:
       [*batch], in the order of x, real, of at least 32 bits: sums are taken in float32
       or wider.
 
     Raises:
-      TypeError: as `jaxconv.conv_vjp`.
+      TypeError: as `jaxconv.conv_vjp`, or on `cast_kernel`.
       ValueError: as `jaxconv.conv_vjp`.
+      NotImplementedError: on symbolic sizes.
 
     Differentiation: forward and reverse mode.
 
@@ -70,6 +71,11 @@ def conv_kernel_grad_sq_norms(
       [768.0, 768.0]
     """
     function = "conv_kernel_grad_sq_norms"
+    if "cast_kernel" in options:
+        raise TypeError(
+            f"{function}: there is no kernel to round, but got "
+            f"cast_kernel={options['cast_kernel']!r}. Leave it out."
+        )
     x, shape = (
         as_array(function, "x", x),
         as_shape(function, "kernel_shape", kernel_shape),

@@ -56,7 +56,7 @@ def conv(
       x: the input, in the spec's layout.
       kernel: the kernel, of the same dtype, or to be rounded to it; its gradient is of
         its own dtype, and never rounded to that of `x`.
-      spec: what `jaxconv.spec.conv_spec` returned for the two shapes.
+      spec: what `jaxconv.arguments.conv_spec` returned for the two shapes.
       precision: canonical, that is None, a `lax.Precision` or a pair of them.
       preferred_element_type: a dtype, or None.
       out_sharding: a `NamedSharding` in explicit mode, or None.

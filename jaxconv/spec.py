@@ -18,6 +18,7 @@ dimensions of `jax.export.symbolic_shape`.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -211,9 +212,39 @@ class ConvProblem:
         return is_static(*self.x_shape, *self.kernel_shape, *pads, *groups)
 
     @property
+    def is_kernel_gradient(self) -> bool:
+        """Whether its channels, which are the images of the layer, stand outermost."""
+        return self.spec.dimension_numbers.lhs_spec[1] == 0
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the result, in the spec's layout."""
         return self.spec.output_shape(self.x_shape, self.kernel_shape)
+
+    @property
+    def flops(self) -> int:
+        """Additions and multiplications of the sum, padding included.
+
+        An output has a term for each tap, and for each entry of x at most; none for the
+        zeros between entries.
+        """
+        dilation = self.spec.lhs_dilation
+        terms = math.prod(
+            min(taps, entries * between)
+            for taps, entries, between in zip(
+                self.kernel_spatial, self.x_spatial, dilation, strict=True
+            )
+        )
+        products = math.prod(self.output_shape) * self.channels * terms
+        return 2 * products // math.prod(dilation)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the two operands and of the result."""
+        operands = (
+            math.prod(self.x_shape) + math.prod(self.kernel_shape)
+        ) * self.dtype.itemsize
+        return operands + math.prod(self.output_shape) * self.output_dtype.itemsize
 
     @property
     def batch(self) -> int:

@@ -157,6 +157,8 @@ def reference_conv(
 ) -> np.ndarray:
     """Compute a convolution in NumPy, tap by tap.
 
+    y[n, f, o] = Σ_{c, t} x̃[n, c, s·o + d·t − p] · k[f, c, t], as `jaxconv.spec` has it.
+
     Args:
       x: the input.
       kernel: the kernel.
@@ -170,6 +172,9 @@ def reference_conv(
 
     Returns:
       The convolution in float64, complex128 or int64.
+
+    Raises:
+      ValueError: on a padding that is no known string.
 
     Example:
       >>> reference_conv(np.ones((1, 1, 4)), np.ones((1, 1, 3)), (1,), "SAME").tolist()
@@ -204,6 +209,10 @@ def reference_conv_vjp(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute a convolution, its input gradient and its kernel gradient in NumPy.
 
+    With y of `reference_conv`, dx̃[n, c, s·o + d·t − p] = Σ_{f} k[f, c, t] · g[n, f, o],
+    summed over all o and t that meet there, and
+    dk[f, c, t] = Σ_{n, o} x̃[n, c, s·o + d·t − p] · g[n, f, o].
+
     Args:
       x: the input.
       kernel: the kernel.
@@ -218,6 +227,9 @@ def reference_conv_vjp(
 
     Returns:
       (y, dx, dkernel) in float64, complex128 or int64.
+
+    Raises:
+      ValueError: on a padding that is no known string.
 
     Example:
       >>> x, kernel = np.arange(3.0).reshape(1, 1, 3), np.array([[[1.0, 2.0]]])
@@ -442,6 +454,9 @@ def check_conv(
 
     Raises:
       AssertionError: if an error is above `limit`.
+      TypeError: on a geometry that `jax.lax.conv_general_dilated` does not take.
+      ValueError: on shapes and a geometry that do not fit, or a dtype of 64 bits while
+        these are off.
 
     Example:
       >>> from jaxconv import ConvParams, conv_forward

@@ -28,7 +28,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import primitive
-from jaxconv.algorithms.windows import accumulator, spread, zeros
+from jaxconv.algorithms.blocks import zeros
+from jaxconv.algorithms.windows import accumulator, spread
 from jaxconv.arguments import (
     Caller,
     DimensionNumbers,

@@ -1,4 +1,4 @@
-"""Every algorithm equals `direct` wherever it applies; the planner chooses."""
+"""Every algorithm equals the reference wherever it applies; the planner chooses."""
 
 import dataclasses
 import functools
@@ -39,12 +39,12 @@ from jaxconv.algorithms import (
 from jaxconv.algorithms.subpixel import phases
 from jaxconv.arguments import Caller, conv_spec
 from jaxconv.bench import ROLES, layer
-from jaxconv.bench.regret import problem_of as problem_in
+from jaxconv.bench.measure import problem_of as problem_in
 from jaxconv.cases import CASES, ConvCase, random_case
 from jaxconv.planner import plan
 from jaxconv.planner.cpu.gradients import IS_EIGEN
 from jaxconv.processor import Processor
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import FIELDS, ConvProblem
 from jaxconv.testing import draw, error_units, reference_conv
 
 DEPTHWISE = [
@@ -143,14 +143,8 @@ TABLE = [
 ]
 
 
-GEOMETRY = (
-    *("window_strides", "padding", "lhs_dilation", "rhs_dilation"),
-    *("dimension_numbers", "feature_group_count", "batch_group_count"),
-)
-
-
 def geometry_of(problem):
-    return {field: getattr(problem.spec, field) for field in GEOMETRY}
+    return {field: getattr(problem.spec, field) for field in FIELDS}
 
 
 def problem_of(case):
@@ -628,9 +622,12 @@ def test_few_outputs_of_many_weights_are_single_products():
         assert plan(problem_in(early, role, jnp.float32), "cpu").algorithm != known
 
 
-@pytest.mark.parametrize("points", [1, 2, 4])
-def test_windows_of_more_taps_than_the_input_has_entries_are_padded(points):
+@pytest.mark.parametrize(
+    ("points", "algorithm"), [(1, "swap"), (2, "swap"), (4, "pad")]
+)
+def test_windows_of_more_taps_than_the_input_has_entries(points, algorithm):
     case = layer("", 8, (points, points), 64, 64, (5, 5), padding=(2, 2))
+    assert plan(problem_of(case), "cpu").algorithm == algorithm
     conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
     text = compiled_text(conv, case.x_shape, case.kernel_shape)
     for window in re.findall(r"convolution\(.*pad = (\[\[.*?\]\])", text):

@@ -141,3 +141,5 @@ def test_what_does_not_fit_is_refused():
         jaxconv.conv_kernel_grad_sq_norms(x, (3, 3, 4), g)
     with pytest.raises(TypeError, match="Did you mean strides"):
         jaxconv.conv_kernel_grad_sq_norms(x, (3, 3, 5), g, stride=1)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="no kernel to round, but got cast_kernel=True"):
+        jaxconv.conv_kernel_grad_sq_norms(x, (3, 3, 5), g, cast_kernel=True)

@@ -572,8 +572,15 @@ def test_explain_follows_the_order_of_the_program():
             x, kernel, (1, 1), "SAME", dimension_numbers=layout
         )
 
-    (only,) = explain(images_last, KERNEL, X.transpose(3, 1, 2, 0)).convolutions
+    given = KERNEL, X.transpose(3, 1, 2, 0)
+    (only,) = explain(images_last, *given).convolutions
     assert only.role == "plain"
+    both = jax.grad(lambda *operands: images_last(*operands).sum(), (0, 1))
+    found = explain(both, *given).convolutions
+    known = {"input gradient": given[1].shape, "kernel gradient": KERNEL.shape}
+    own = {c.role: c.problem.output_shape for c in found if c.role != "forward"}
+    assert own.keys() == known.keys()
+    assert all(sorted(own[role]) == sorted(known[role]) for role in known)
 
 
 def test_values_that_decide_stay_values():
@@ -634,7 +641,7 @@ def test_the_compiled_program_is_that_of_jaxconv():
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_tracing_costs_at_most_twice_as_much():
+def test_as_many_equations_are_bound_as_the_program_has():
     def step(kernel, x):
         for _ in range(30):
             x = block(kernel, x)

@@ -17,15 +17,8 @@ import jax
 from jax import lax
 
 from jaxconv.algorithms import fourier
-from jaxconv.algorithms.windows import (
-    block,
-    blocks_of,
-    countable,
-    cut,
-    loop,
-    put,
-    zeros,
-)
+from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.windows import countable
 from jaxconv.spec import ConvProblem
 
 

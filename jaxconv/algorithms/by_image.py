@@ -5,8 +5,8 @@ the other, in a loop whose body is a convolution of fewer images.
 
 Applies to more than one image without batch groups; a symbolic number of them is taken
 one by one, so that a program that was exported for any batch has convolutions of known
-sizes. Costs nothing but the loop, and bounds the temporary memory of the inner
-convolution, `BLOCK` bytes of x and of y.
+sizes. It bounds the temporary memory of the inner convolution, `BLOCK` bytes of
+x and of y, and costs a copy of these; planners know what theirs cost more in a loop.
 """
 
 import dataclasses
@@ -17,15 +17,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import (
-    block,
-    blocks_of,
-    countable,
-    cut,
-    loop,
-    put,
-    zeros,
-)
+from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.windows import countable
 from jaxconv.spec import ConvProblem, is_static
 
 BLOCK = 4 << 20

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.algorithms import patches_gradient
-from jaxconv.algorithms.windows import at, countable, entries, stacked
+from jaxconv.algorithms.blocks import at, stacked
+from jaxconv.algorithms.windows import countable, entries
 from jaxconv.calculus import fold, unfold
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem

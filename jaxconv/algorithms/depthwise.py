@@ -24,30 +24,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.blocks import (
+    added_up,
+    at,
+    block,
+    blocks_of,
+    cut,
+    loop,
+    only,
+    zeros,
+)
 from jaxconv.algorithms.windows import (
     LANES,
     Axis,
     Index,
     accumulator,
-    added_up,
-    at,
     axes_of,
-    block,
-    blocks_of,
     coordinates,
     countable,
-    cut,
     entries,
     every,
     is_inside,
-    loop,
-    only,
     padded,
     padded_bytes,
     transposed,
     unravel,
     windows,
-    zeros,
 )
 from jaxconv.spec import ConvProblem
 

@@ -39,25 +39,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, only, zeros
 from jaxconv.algorithms.windows import (
     LANES,
     accumulator,
     axes_of,
-    block,
-    blocks_of,
     coordinates,
     countable,
-    cut,
     entries,
     is_inside,
-    loop,
-    only,
     padded_bytes,
     places,
     read,
     spanned,
     unravel,
-    zeros,
 )
 from jaxconv.spec import ConvProblem
 

@@ -138,7 +138,7 @@ def dense_cost(problem: ConvProblem) -> float:
     channel it is a fit of its own, to 170 random layers of 1 to 128 features.
     """
     outputs = problem.batch * math.prod(problem.output_spatial)
-    reads, flops = outputs * math.prod(problem.kernel_spatial), products(problem)
+    reads, flops = outputs * math.prod(problem.kernel_spatial), dense_flops(problem)
     if problem.channels == 1:
         read = 7.5e-10 if problem.features < UNFILLED else 0.9e-10
         seconds = 3.8e-5 + 1.07e-8 * outputs + read * reads + 2.6e-12 * flops
@@ -155,8 +155,8 @@ def _ordered(problem: ConvProblem) -> float:
     return each * math.prod(problem.kernel_shape)
 
 
-def products(problem: ConvProblem) -> int:
-    """Multiplications and additions of the whole sum."""
+def dense_flops(problem: ConvProblem) -> int:
+    """Multiplications and additions, those with zeros between entries too."""
     outputs = problem.batch * math.prod(problem.output_spatial)
     return 2 * outputs * math.prod(problem.kernel_shape)
 

@@ -20,15 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxconv.algorithms.blocks import stacked
 from jaxconv.algorithms.channels_last import in_order
-from jaxconv.algorithms.windows import (
-    axes_of,
-    countable,
-    entries,
-    stacked,
-    unravel,
-    windows,
-)
+from jaxconv.algorithms.windows import axes_of, countable, entries, unravel, windows
 from jaxconv.spec import ConvProblem, ConvSpec
 
 

@@ -36,19 +36,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.blocks import block, blocks_of, cut, only, summed
 from jaxconv.algorithms.windows import (
     Axis,
     Index,
     accumulator,
     axes_of,
-    block,
-    blocks_of,
     countable,
-    cut,
     every,
-    only,
     spread,
-    summed,
 )
 from jaxconv.spec import ConvProblem, dilated
 
@@ -82,14 +78,6 @@ def cost(problem: ConvProblem) -> float:
     each_axis = 0.6 + 0.25 * len(problem.x_spatial)
     width = accumulator(problem).itemsize / 4
     return 6.3e-5 + width * each_axis * (transformed + multiplied)
-
-
-def products(problem: ConvProblem) -> float:
-    """Products that sums need: of what each output reads, for each of its channels."""
-    count: float = problem.channels * math.prod(problem.output_shape)
-    for axis in axes_of(problem):
-        count *= min(axis.taps / axis.lhs_dilation, axis.size)
-    return count
 
 
 def points(problem: ConvProblem) -> int:

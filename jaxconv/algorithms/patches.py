@@ -9,8 +9,8 @@ is a matrix product. X is written block by block of q, so that it stays in the c
 Feature groups split c and f, and are taken one after the other.
 
 Applies to convolutions without batch groups. Costs a write and a read of X in the
-cache. For what XLA:CPU computes by nested loops: float64, more than three spatial axes,
-groups.
+cache. For what XLA:CPU computes by nested loops, as groups, more than three spatial
+axes and float64 in three, and for few outputs of many weights.
 """
 
 import math
@@ -20,21 +20,16 @@ import jax
 from jax import lax
 
 from jaxconv.algorithms import direct
+from jaxconv.algorithms.blocks import at, block, blocks_of, loop, put, zeros
 from jaxconv.algorithms.windows import (
     accumulator,
-    at,
     axes_of,
-    block,
-    blocks_of,
     coordinates,
     countable,
     entries,
-    loop,
-    put,
     transposed,
     unravel,
     windows,
-    zeros,
 )
 from jaxconv.spec import ConvProblem
 
@@ -53,8 +48,7 @@ def cost(problem: ConvProblem) -> float:
     Fitted to 266 random grouped layers and input gradients on 2 cores of an Intel Xeon,
     jax 0.12.0.1, float32, and brought to the other costs of groups, which are an AMD
     EPYC's: these are 0.42 times what the Xeon takes. The choice takes 1.12 times as
-    long as the best of 177 undilated ones, and 1.19 by the cost before runs were copied
-    by vectors.
+    long as the best of 177 undilated ones.
     """
     G = problem.spec.feature_group_count
     rows = problem.batch * math.prod(problem.output_spatial)
@@ -82,7 +76,7 @@ def dense_cost(problem: ConvProblem) -> float:
     entries *= math.prod(problem.kernel_spatial)
     feature, in_feature, *_ = problem.spec.dimension_numbers.rhs_spec
     read = (4.4e-11 if in_feature < feature else 4.3e-10) * weights
-    return 6.3e-5 + read + 2.2e-12 * direct.products(problem) + 4.6e-10 * entries
+    return 6.3e-5 + read + 2.2e-12 * direct.dense_flops(problem) + 4.6e-10 * entries
 
 
 def run(

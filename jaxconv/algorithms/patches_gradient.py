@@ -29,22 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.blocks import block, blocks_of, cut, only, stacked, summed
 from jaxconv.algorithms.windows import (
     Axis,
     Index,
     accumulator,
     axes_of,
-    block,
-    blocks_of,
     coordinates,
     countable,
-    cut,
-    only,
     padded,
     padded_bytes,
     runs,
-    stacked,
-    summed,
     unravel,
 )
 from jaxconv.processor import Processor

@@ -17,19 +17,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxconv.algorithms.channels_last import in_order
-from jaxconv.algorithms.windows import (
+from jaxconv.algorithms.blocks import (
     at,
     block,
     blocks_of,
-    countable,
     cut,
     loop,
     put,
     stacked,
-    transposed,
     zeros,
 )
+from jaxconv.algorithms.channels_last import in_order
+from jaxconv.algorithms.windows import countable, transposed
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20

@@ -22,18 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.algorithms.windows import (
-    accumulator,
-    axes_of,
-    block,
-    blocks_of,
-    countable,
-    cut,
-    loop,
-    put,
-    spread,
-    zeros,
-)
+from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.windows import accumulator, axes_of, countable, spanned
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20
@@ -67,13 +57,10 @@ def run(
 ) -> jax.Array:
     """Multiply group by group."""
     spec = problem.spec
-    edges, steps = [(0, 0, 0)] * x.ndim, [1] * x.ndim
-    for place, axis in zip(
-        spec.dimension_numbers.lhs_spec[2:], axes_of(problem), strict=True
-    ):
-        edges[place] = (axis.low, axis.reach - axis.low - axis.size, 0)
-        steps[place] = axis.stride
-    x = spread(x, edges)
+    places, steps = spec.dimension_numbers.lhs_spec[2:], [1] * x.ndim
+    x = spanned(x, places, axes_of(problem))
+    for place, step in zip(places, spec.window_strides, strict=True):
+        steps[place] = step
     x = lax.slice(x, [0] * x.ndim, x.shape, steps)
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     kernel = kernel.transpose(*taps, feature, in_feature)

@@ -32,13 +32,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import (
-    Axis,
-    accumulator,
-    axes_of,
-    blocks_of,
-    countable,
-)
+from jaxconv.algorithms.blocks import blocks_of
+from jaxconv.algorithms.windows import Axis, accumulator, axes_of, countable
 from jaxconv.spec import ConvProblem
 
 COPIES = 1 << 20
@@ -216,7 +211,7 @@ def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> ja
     """The products of the images, [N, F, I]; for kernel gradients their sum, [F, N]."""
     feature, in_feature, *taps = problem.spec.dimension_numbers.rhs_spec
     x = x.reshape(*x.shape[:2], -1)
-    is_gradient = problem.spec.dimension_numbers.lhs_spec[1] == 0
+    is_gradient = problem.is_kernel_gradient
     if is_gradient:
         kernel, contracted = kernel.reshape(*kernel.shape[:2], -1), 2
     else:

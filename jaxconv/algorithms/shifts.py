@@ -20,14 +20,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.windows import (
-    accumulator,
-    added_up,
-    axes_of,
-    countable,
-    every,
-    spanned,
-)
+from jaxconv.algorithms.blocks import added_up
+from jaxconv.algorithms.windows import accumulator, axes_of, countable, every, spanned
 from jaxconv.spec import ConvProblem
 
 TAPS = 64

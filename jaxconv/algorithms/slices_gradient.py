@@ -30,22 +30,19 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import patches_gradient
+from jaxconv.algorithms.blocks import block, blocks_of, only, summed
 from jaxconv.algorithms.windows import (
     LANES,
     Axis,
     accumulator,
     axes_of,
-    block,
-    blocks_of,
     coordinates,
     countable,
     linear,
-    only,
     padded,
     padded_bytes,
     runs,
     spread,
-    summed,
     unravel,
 )
 from jaxconv.processor import Processor

@@ -29,22 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.blocks import added_up, block, blocks_of, cut, loop, put, zeros
 from jaxconv.algorithms.windows import (
     LANES,
     Axis,
     accumulator,
-    added_up,
     axes_of,
-    block,
-    blocks_of,
     countable,
-    cut,
     every,
-    loop,
-    put,
     spread,
     unravel,
-    zeros,
 )
 from jaxconv.spec import ConvProblem, ConvSpec
 

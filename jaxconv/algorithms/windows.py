@@ -2,9 +2,9 @@
 
     windows[q, t, c] = x̃[n, c, s·o + d·t − p],  q = (n, o)
 
-x̃ has zeros around x and L − 1 zeros between its entries. No copy of x with these zeros
-is made: entry ⌊(s·o + d·t − p) / L⌋ of x is read, or the entry nearest to it where that
-lies outside, and what is not an entry of x is then replaced by zero. Every read is
+x̃ has zeros around x and L − 1 zeros between its entries. `windows` copies no x with
+these zeros: entry ⌊(s·o + d·t − p) / L⌋ of x is read, or the entry nearest to it where
+that lies outside, and what is not an entry of x is then replaced by zero. Every read is
 within bounds, so that XLA's loops over the channels have no branch and use the vector
 units, which reads of a `lax.pad` keep them from: a depthwise 3x3 layer took 1.1 ms so,
 1.7 to 2.5 ms with a padded copy and 5.7 ms with padding fused into the loop (8 images
@@ -15,14 +15,15 @@ layer's arrays takes 0.7 ms).
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.blocks import Index, masked
 from jaxconv.spec import ConvProblem, dilated
 
 FEW = 32
@@ -35,12 +36,6 @@ it with places that depend on x. Compiling these takes 1.4 times as long.
 
 LANES = 16
 """Entries of a vector of 512 bits, in float32."""
-
-CHAIN = 4
-"""Terms that are added up one after the other."""
-
-Index = Any
-"""An int array, of NumPy where it is static and of JAX where it is computed."""
 
 
 class Axis(NamedTuple):
@@ -224,7 +219,7 @@ def windows(
         (len(x), *(1 for _ in found), x.shape[-1]),
         mode="promise_in_bounds",
     )
-    return _masked(_of_rank(there[..., None], X.ndim), X)
+    return masked(_of_rank(there[..., None], X.ndim), X)
 
 
 def places(
@@ -241,7 +236,7 @@ def places(
     sizes = (*(axis.size for axis in axes), *x.shape[1:-1])
     indices = [_of_rank(i, rank) for i in (batch, *found, *blocks)]
     # Computed once, by one kernel, and not anew for each entry that it finds.
-    return lax.optimization_barrier(_masked(there, linear(indices, sizes), -1))
+    return lax.optimization_barrier(masked(there, linear(indices, sizes), -1))
 
 
 def read(
@@ -268,7 +263,7 @@ def read(
         which = jnp.broadcast_arrays(*which, starts)
     x = x.reshape(-1, x.shape[-1])
     X = runs(x, which, count or x.shape[-1])
-    return X if inside else _masked((where >= 0)[..., None], X)
+    return X if inside else masked((where >= 0)[..., None], X)
 
 
 def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
@@ -296,15 +291,6 @@ def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
         (*(1 for _ in range(others)), count),
         mode="promise_in_bounds",
     )
-
-
-def _masked(there: Index, X: jax.Array, other: int = 0) -> jax.Array:
-    """X, and the other value where there is nothing."""
-    if isinstance(there, np.ndarray) and there.all():
-        return X
-    # Of lax, as there are many: NumPy's way is traced in several times the time.
-    there = lax.broadcast_in_dim(there, X.shape, range(X.ndim))
-    return lax.select(there, X, lax.broadcast(X.dtype.type(other), X.shape))
 
 
 def _reads(
@@ -405,52 +391,6 @@ def every(
     return lax.slice(x, start, limit, strides)
 
 
-def cut(x: jax.Array, along: Mapping[int, tuple[Index, int]]) -> jax.Array:
-    """What of x stands from a start on, of so many entries, along some axes.
-
-    No start is negative, for which JAX's own functions add three operations each.
-
-    Args:
-      x: an array.
-      along: for each such axis the start, of int32, and the number of entries.
-
-    Example:
-      >>> cut(jnp.arange(9), {0: (np.int32(4), 2)}).tolist()
-      [4, 5]
-    """
-    starts, sizes = [np.int32(0)] * x.ndim, list(x.shape)
-    for axis, (start, size) in along.items():
-        starts[axis], sizes[axis] = start, size
-    return lax.dynamic_slice(x, starts, sizes, allow_negative_indices=False)
-
-
-def put(y: jax.Array, part: jax.Array, along: Mapping[int, Index]) -> jax.Array:
-    """The array with the part at a start along some axes, not negative either.
-
-    Example:
-      >>> put(jnp.zeros(3), jnp.ones(1), {0: np.int32(1)}).tolist()
-      [0.0, 1.0, 0.0]
-    """
-    starts = [np.int32(0)] * y.ndim
-    for axis, start in along.items():
-        starts[axis] = start
-    return lax.dynamic_update_slice(y, part, starts, allow_negative_indices=False)
-
-
-def added_up(terms: Sequence[jax.Array]) -> jax.Array:
-    """The sum of the terms, as a sum of sums of a few of them.
-
-    A processor adds up several short sums at a time, and of one long sum each term only
-    after the one before; and rounding grows less. Depthwise layers of 7x7 taps are 1.2
-    to 1.6 times as fast, of 3x3 taps 1.0 to 1.3 times (Intel Xeon).
-    """
-    sums = [
-        functools.reduce(lax.add, terms[first : first + CHAIN])
-        for first in range(0, len(terms), CHAIN)
-    ]
-    return functools.reduce(lax.add, sums)
-
-
 def padded_bytes(problem: ConvProblem) -> int:
     """Bytes of the input with its zeros in place."""
     entries = math.prod(problem.x_shape) // math.prod(problem.x_spatial)
@@ -468,13 +408,6 @@ def coordinates(axes: Sequence[Axis], field: str) -> list[np.ndarray]:
     sizes = [getattr(axis, field) for axis in axes]
     linear = np.arange(math.prod(sizes), dtype=np.int32)
     return unravel(linear, sizes) if sizes else []
-
-
-def zeros(shape: Sequence[int], dtype: Any, x: jax.Array) -> jax.Array:
-    """Zeros to start a loop over x from: inside of shard_map they vary as x does."""
-    start = jnp.zeros(shape, dtype)
-    varying = jax.typeof(x).mat.varying
-    return lax.pcast(start, tuple(varying), to="varying") if varying else start
 
 
 def accumulator(problem: ConvProblem) -> np.dtype:
@@ -499,120 +432,3 @@ def transposed(problem: ConvProblem) -> int:
     last = len(x_axes) - 1
     moved = 0 if x_axes[1] == last else math.prod(problem.x_shape)
     return moved + (0 if y_axes[1] == last else math.prod(problem.output_shape))
-
-
-def blocks_of(total: int, size: int, more: int = 2) -> tuple[int, int]:
-    """(number, size) of the blocks of at most `size` that cover `total`.
-
-    They are of equal sizes where less than `more` times as many as necessary can be.
-
-    Example:
-      >>> blocks_of(10, 4), blocks_of(12, 5), blocks_of(11, 4)
-      ((5, 2), (3, 4), (3, 4))
-    """
-    least = -(-total // max(min(size, total), 1))
-    for count in range(least, more * least):
-        if total % count == 0:
-            return count, total // count
-    return least, -(-total // least)
-
-
-def loop(number: int, body: Callable, start: Any, *, routine: bool = True) -> Any:
-    """`start` updated by ``body(i, ·)`` for each i, of int32 with 64-bit types too.
-
-    XLA:CPU of jax 0.12 compiles a loop that calls no routine, as products are, into one
-    kernel, which one thread runs. A sort is such a call: it makes depthwise kernel
-    gradients 1.6 to 2.5 times as fast on 2 cores.
-
-    Args:
-      number: of steps.
-      body: one step.
-      start: what is updated, an array or several.
-      routine: whether the body calls a routine anyway.
-    """
-
-    def step(carry: tuple) -> tuple:
-        i, a = carry
-        return i + 1, body(i if routine else lax.sort(jnp.stack([i, i]))[0], a)
-
-    # Not lax.fori_loop, a scan, which is traced once more to be lowered.
-    _, end = lax.while_loop(lambda carry: carry[0] < number, step, (np.int32(0), start))
-    return end
-
-
-def stacked(
-    number: int, function: Callable, shape: Sequence[int], dtype: Any, x: jax.Array
-) -> jax.Array:
-    """``function(i)`` for each i, one after the other, as `lax.map` has it.
-
-    Args:
-      number: of results.
-      function: of an int32.
-      shape: of a result.
-      dtype: which the results are rounded to.
-      x: what they vary as inside of shard_map.
-
-    Example:
-      >>> stacked(3, lambda i: 2 * i, (), np.int32, jnp.zeros(())).tolist()
-      [0, 2, 4]
-    """
-
-    def write(i: jax.Array, y: jax.Array) -> jax.Array:
-        return put(y, function(i).astype(dtype)[None], {0: i})
-
-    return loop(number, write, zeros((number, *shape), dtype, x))
-
-
-def summed(
-    number: int, term: Callable, shape: Sequence[int], dtype: Any, x: jax.Array
-) -> jax.Array:
-    """The sum of ``term(i)`` for each i, for which one term needs no loop.
-
-    Args:
-      number: of terms.
-      term: of an int32.
-      shape: of a term.
-      dtype: of a term.
-      x: what they vary as inside of shard_map.
-
-    Example:
-      >>> summed(3, lambda i: 2 * i, (), np.int32, jnp.zeros(())).item()
-      6
-    """
-    if number == 1:
-        return term(np.int32(0))
-    return loop(number, lambda i, y: y + term(i), zeros(shape, dtype, x))
-
-
-def at(array: jax.Array, index: Index) -> jax.Array:
-    """Entry `index` along the first axis.
-
-    Example:
-      >>> at(jnp.arange(9), np.int32(4)).item()
-      4
-    """
-    return lax.squeeze(cut(array, {0: (index, 1)}), [0])
-
-
-def block(
-    index: jax.Array, count: int, size: int, total: int
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Where block `index` of `count` starts, its linear indices, and which are new.
-
-    Blocks beyond the last are moved back to end at `total`, so that none is cut short.
-    None stands for all, where there are no such blocks.
-    """
-    start, within = index * size, lax.iota(np.int32, size)
-    if count * size == total:
-        return start, start + within, None
-    begin = jnp.minimum(start, total - size)
-    return begin, begin + within, begin + within >= start
-
-
-def only(new: jax.Array | None, terms: jax.Array, axis: int = 0) -> jax.Array:
-    """The terms, with zeros along `axis` for those of `block` that are not new."""
-    if new is None:
-        return terms
-    shape = [1] * terms.ndim
-    shape[axis] = new.size
-    return _masked(new.reshape(shape), terms)

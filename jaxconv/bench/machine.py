@@ -1,5 +1,6 @@
 """What the machine can do: the rates that achieved ones are held against."""
 
+import os
 import platform
 from typing import Any, NamedTuple
 
@@ -45,8 +46,6 @@ def probe(dtype: Any = jnp.float32) -> Machine:
 
 def _processor() -> str:
     """Name of the processor and number of cores that may be used."""
-    import os
-
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:
@@ -54,4 +53,8 @@ def _processor() -> str:
         name = models[0].partition(":")[2].strip()
     except (OSError, IndexError):
         pass
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # of Linux alone
+        cores = os.cpu_count()
+    return f"{cores} cores of {name}"

@@ -1,7 +1,6 @@
 """One layer in one role, stock against jaxconv."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxconv.lax
+from jaxconv import calculus
+from jaxconv.arguments import Caller, conv_spec
 from jaxconv.bench.accuracy import OPERANDS, error_of
 from jaxconv.bench.timing import Timing, compare
 from jaxconv.cases import ConvCase
+from jaxconv.spec import ConvProblem
 from jaxconv.testing import draw
 
 ROLES = tuple(OPERANDS)
@@ -26,13 +28,15 @@ class Row(NamedTuple):
     """What was measured of one layer in one role.
 
     Attributes:
-      layer: its name.
-      role: one of `ROLES`.
-      stock: of `jax.lax` with `jax.vjp`.
-      jaxconv: of the same by `jaxconv.lax`.
-      flops: additions and multiplications that the sum asks for, padding included.
-      bytes: of the two operands and the result.
-      error: jaxconv's error over stock's, as `jaxconv.bench.accuracy` judges.
+      layer: its name, or that of a program.
+      role: one of `ROLES`, or what the program does.
+      stock: of `jax.lax` with `jax.vjp`, or of the program as it is.
+      jaxconv: of the same by `jaxconv.lax`, or of the program accelerated.
+      flops: additions and multiplications, as `jaxconv.spec.ConvProblem` counts them,
+        of a program those of its convolutions.
+      bytes: of the two operands and the result of each convolution.
+      error: of a layer jaxconv's over stock's, as `jaxconv.bench.accuracy` judges, of a
+        program the difference between the two's results.
       peer: seconds that another library took, or None.
     """
 
@@ -62,17 +66,6 @@ class Row(NamedTuple):
         return max(ratio, 0.01)  # a geometric mean needs a logarithm
 
 
-def output_shape(case: ConvCase) -> tuple[int, ...]:
-    """Shape of the layer's result."""
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in _shapes(case)]
-    conv = functools.partial(lax.conv_general_dilated, **case.geometry)
-    return jax.eval_shape(conv, *shapes).shape
-
-
-def _shapes(case: ConvCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return case.x_shape, case.kernel_shape
-
-
 def program(conv: Callable, case: ConvCase, role: str, dtype: Any) -> Callable:
     """The function of two operands that computes the role with `conv`.
 
@@ -83,7 +76,8 @@ def program(conv: Callable, case: ConvCase, role: str, dtype: Any) -> Callable:
       dtype: of the operands.
     """
     conv = functools.partial(conv, **case.geometry)
-    x, kernel = (jax.ShapeDtypeStruct(s, dtype) for s in _shapes(case))
+    shapes = (case.x_shape, case.kernel_shape)
+    x, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
 
     def forward(x, kernel):
         return conv(x, kernel)
@@ -106,19 +100,35 @@ def program(conv: Callable, case: ConvCase, role: str, dtype: Any) -> Callable:
 
 def operands(case: ConvCase, role: str, dtype: Any) -> list[jax.Array]:
     """Random operands of the role's program."""
-    shapes = {"x": case.x_shape, "kernel": case.kernel_shape, "g": output_shape(case)}
+    y_shape = problem_of(case, "forward", dtype).output_shape
+    shapes = {"x": case.x_shape, "kernel": case.kernel_shape, "g": y_shape}
     taken = [shapes[name] for name in OPERANDS[role]]
     return [jnp.asarray(array) for array in draw(0, dtype, *taken)]
 
 
-def cost(case: ConvCase, dtype: Any) -> tuple[int, int]:
-    """(flops, bytes) of each role: the same three arrays and the same products."""
-    y_shape = output_shape(case)
-    features = case.kernel_shape[case.dimension_numbers[1].index("O")]
-    products = math.prod(y_shape) * math.prod(case.kernel_shape) // features
-    products //= math.prod(case.lhs_dilation or (1,))
-    entries = sum(math.prod(shape) for shape in (*_shapes(case), y_shape))
-    return 2 * products, entries * jnp.dtype(dtype).itemsize
+def problem_of(case: ConvCase, role: str, dtype: Any) -> ConvProblem:
+    """The convolution that a layer's role is.
+
+    Args:
+      case: the layer.
+      role: one of `ROLES`.
+      dtype: of the operands.
+    """
+    x, kernel, dtype = case.x_shape, case.kernel_shape, jnp.dtype(dtype)
+    spec = conv_spec(Caller("bench"), x, kernel, **case.geometry)
+    y = spec.output_shape(x, kernel)
+    if role == "forward":
+        return ConvProblem(spec, x, kernel, dtype)
+    if role == "kernel_gradient":
+        return ConvProblem(calculus.kernel_gradient(spec, x, kernel, y), x, y, dtype)
+    turned = jax.eval_shape(
+        lambda k: calculus.transposed_kernel(
+            spec.dimension_numbers.rhs_spec, spec.groups, k
+        ),
+        jax.ShapeDtypeStruct(kernel, dtype),
+    )
+    gradient = calculus.input_gradient(spec, x, kernel, y)
+    return ConvProblem(gradient, y, turned.shape, dtype)
 
 
 def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) -> Row:
@@ -137,6 +147,7 @@ def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) 
     programs = {name: program(conv, case, role, dtype) for name, conv in convs.items()}
     given = operands(case, role, dtype)
     error, errors = error_of(case, role, given), {}
+    problem = problem_of(case, role, dtype)
 
     def judge(name: str, result: Any) -> None:
         errors[name] = error(result)
@@ -147,6 +158,7 @@ def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) 
         role,
         timings["stock"],
         timings["jaxconv"],
-        *cost(case, dtype),
+        problem.flops,
+        problem.bytes,
         errors["jaxconv"] / errors["stock"],
     )

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxconv import calculus
 from jaxconv.algorithms import ALGORITHMS, compute
-from jaxconv.arguments import Caller, conv_spec
+from jaxconv.bench.measure import problem_of
 from jaxconv.bench.timing import Timing, compare
 from jaxconv.cases import ConvCase
 from jaxconv.planner import plan
@@ -43,31 +42,6 @@ class Choice(NamedTuple):
     def regret(self) -> float:
         """Time of the chosen over the time of the best."""
         return self.timings[self.chosen].fastest / self.timings[self.best].fastest
-
-
-def problem_of(case: ConvCase, role: str, dtype: Any) -> ConvProblem:
-    """The convolution that a layer's role is.
-
-    Args:
-      case: the layer.
-      role: one of `jaxconv.bench.measure.ROLES`.
-      dtype: of the operands.
-    """
-    x, kernel, dtype = case.x_shape, case.kernel_shape, jnp.dtype(dtype)
-    spec = conv_spec(Caller("bench"), x, kernel, **case.geometry)
-    y = spec.output_shape(x, kernel)
-    if role == "forward":
-        return ConvProblem(spec, x, kernel, dtype)
-    if role == "kernel_gradient":
-        return ConvProblem(calculus.kernel_gradient(spec, x, kernel, y), x, y, dtype)
-    turned = jax.eval_shape(
-        lambda k: calculus.transposed_kernel(
-            spec.dimension_numbers.rhs_spec, spec.groups, k
-        ),
-        jax.ShapeDtypeStruct(kernel, dtype),
-    )
-    gradient = calculus.input_gradient(spec, x, kernel, y)
-    return ConvProblem(gradient, y, turned.shape, dtype)
 
 
 def choose(

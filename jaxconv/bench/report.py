@@ -61,8 +61,8 @@ def summary(rows: Sequence[Row]) -> dict[str, tuple[float, float, str]]:
     return {
         what: (
             geomean(of.values()),
-            of[worst(of, key=of.__getitem__)],
-            worst(of, key=of.__getitem__),
+            of[where := worst(of, key=of.__getitem__)],
+            where,
         )
         for what, (of, worst) in ratios.items()
         if of
@@ -228,16 +228,27 @@ def plot(path: Path, machine: Machine, rows: Sequence[Row]) -> None:
       machine: on what.
       rows: what was measured.
     """
+    figure(machine, rows).savefig(path, dpi=110)
+
+
+def figure(machine: Machine, rows: Sequence[Row]) -> Any:
+    """The picture, for `matplotlib`.
+
+    Args:
+      machine: on what.
+      rows: what was measured.
+    """
     from matplotlib.figure import Figure
 
     layers = list(dict.fromkeys(row.layer for row in rows))
-    figure = Figure(figsize=(8, 1 + 0.36 * len(layers)), layout="constrained")
-    axes = figure.subplots()
+    drawn = Figure(figsize=(8, 1 + 0.36 * len(layers)), layout="constrained")
+    axes = drawn.subplots()
     roles = list(dict.fromkeys(row.role for row in rows))
     height = 0.8 / max(len(roles), 1)
     for i, role in enumerate(roles):
         own = [row for row in rows if row.role == role]
-        places = [layers.index(row.layer) + (i - 1) * height for row in own]
+        aside = (i - (len(roles) - 1) / 2) * height
+        places = [layers.index(row.layer) + aside for row in own]
         axes.barh(
             places,
             [row.speedup - 1 for row in own],
@@ -253,4 +264,4 @@ def plot(path: Path, machine: Machine, rows: Sequence[Row]) -> None:
     axes.set_xlabel("times as fast as stock JAX")
     axes.set_title(machine.description, fontsize=8)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    return drawn

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from jaxconv.bench.measure import cost
+from jaxconv.bench.measure import problem_of
 from jaxconv.bench.zoo import layer
 from jaxconv.cases import ConvCase
 
@@ -31,10 +31,10 @@ def random_layer(seed: int) -> ConvCase:
     draw = random.Random(seed)
     while True:
         case = _draw(draw, f"sweep.{seed}")
-        flops, arrays = cost(case, np.float32)
+        problem = problem_of(case, "forward", np.float32)
         # Stock computes the kernel gradient of each group with all of the channels.
-        flops *= case.feature_group_count
-        if 0 < flops <= FLOPS and arrays <= BYTES:
+        flops = problem.flops * case.feature_group_count
+        if 0 < flops <= FLOPS and problem.bytes <= BYTES:
             return case
 
 

@@ -30,8 +30,8 @@ PROGRAMS = {
 """Suites of programs, which have no roles."""
 
 
-class UnknownLayerError(ValueError):
-    """A name that is not of the suite."""
+class BenchError(ValueError):
+    """Options that do not go together, or a name that is not of the suite."""
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     peer: str | None,
     peer_python: str | None,
     sweep: int | None,
-    seed: int,
+    seed: int | None,
     regret: bool,
 ) -> int:
     """Measure layers, print the table, and write what was asked for.
@@ -62,11 +62,12 @@ def run(
       peer: "torch" or None.
       peer_python: interpreter that has torch; None for this one.
       sweep: so many random layers in place of the suite's, or None.
-      seed: of the random layers.
+      seed: of the random layers, or None for 0.
       regret: time every algorithm that applies, in place of stock.
 
     Returns:
-      0; 1 where a layer is unknown or torch is missing; 130 if interrupted.
+      0; 1 where a layer is unknown, options do not go together or torch is missing; 130
+      if interrupted.
     """
     from rich.console import Console
 
@@ -75,28 +76,33 @@ def run(
         console = Console(width=WIDTH)
     try:
         if sweep is not None and (only or suite != "zoo"):
-            raise UnknownLayerError(
+            raise BenchError(
                 "bench: --sweep measures random layers, which are of no suite. Leave "
                 "out --suite and --only."
             )
+        if seed is not None and sweep is None:
+            raise BenchError(
+                f"bench: --seed is of random layers, but got --seed {seed} alone. Add "
+                "--sweep with their number."
+            )
         if peer_python is not None and peer is None:
-            raise UnknownLayerError(
+            raise BenchError(
                 f"bench: --peer-python is the interpreter of a peer, but got "
                 f"--peer-python {peer_python} alone. Add --peer torch."
             )
         if suite in PROGRAMS:
             if regret or peer or dtype != "float32" or tuple(roles) != ROLES:
-                raise UnknownLayerError(
+                raise BenchError(
                     f"bench: --suite {suite} measures {PROGRAMS[suite]} in float32. "
                     "Leave out --regret, --peer, --dtype and --roles."
                 )
             return _bench(console, *_programs(suite, only, rounds), json, plot)
         if regret and (peer or plot):
-            raise UnknownLayerError(
+            raise BenchError(
                 "bench: --regret compares algorithms with each other, and draws no "
                 "picture. Leave out --peer and --plot."
             )
-        cases = _cases(suite, only, sweep, seed)
+        cases = _cases(suite, only, sweep, seed or 0)
         wide = dtype == "float64"
         with jax.enable_x64(wide or jax.config.jax_enable_x64):
             jobs = [(case, role) for case in cases for role in roles]
@@ -112,7 +118,7 @@ def run(
 
                 told = cases if sweep is not None else ()
                 return _bench(console, jobs, measured, json, plot, told)
-    except (UnknownLayerError, PeerError) as error:
+    except (BenchError, PeerError) as error:
         print(f"jaxconv: {error}", file=sys.stderr)
         return 1
 
@@ -130,7 +136,7 @@ def _chosen(suite: str, only: Sequence[str] | None, known: Iterable[str]) -> lis
     """Those of the suite's names that were asked for, or all."""
     unknown = [name for name in only or () if name not in known]
     if unknown:
-        raise UnknownLayerError(
+        raise BenchError(
             f"bench: layers must be of suite {suite}, but got --only "
             f"{','.join(unknown)}. Choose from {', '.join(known)}."
         )

@@ -45,11 +45,6 @@ def cheapest(costs: dict[str, float]) -> Plan:
     return Plan(algorithm, f"least cost as estimated: {told}", costs[algorithm])
 
 
-def is_kernel_gradient(problem: ConvProblem) -> bool:
-    """Whether its channels, which are the images of the layer, stand outermost."""
-    return problem.spec.dimension_numbers.lhs_spec[1] == 0
-
-
 def is_in_a_row(problem: ConvProblem) -> bool:
     """Whether x has a spatial axis last, as it has with the channels first."""
     x_axes = problem.spec.dimension_numbers.lhs_spec

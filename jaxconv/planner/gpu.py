@@ -22,7 +22,7 @@ from jaxconv.algorithms import (
     shifts,
     subpixel,
 )
-from jaxconv.planner.choice import Plan, first, is_kernel_gradient
+from jaxconv.planner.choice import Plan, first
 from jaxconv.spec import ConvProblem
 
 AXES = 3
@@ -70,7 +70,7 @@ def many_axes(problem: ConvProblem) -> Plan | None:
 
 
 def rule(problem: ConvProblem) -> Plan | None:
-    """The answer of the first rule that has one."""
+    """Transforms, or else the answer of the first rule that has one."""
     if not jnp.issubdtype(problem.dtype, jnp.floating):
         return None
     gradients = _transposed_gradient, _depthwise_gradient, _dilated_gradient
@@ -81,7 +81,7 @@ def rule(problem: ConvProblem) -> Plan | None:
 def _is_gradient(problem: ConvProblem) -> bool:
     """Whether it is a kernel gradient of a layer without groups."""
     taps, outputs = map(math.prod, (problem.kernel_spatial, problem.output_spatial))
-    return problem.spec.groups == 1 and is_kernel_gradient(problem) and taps > outputs
+    return problem.spec.groups == 1 and problem.is_kernel_gradient and taps > outputs
 
 
 def _is_dilated(problem: ConvProblem) -> bool:
@@ -176,7 +176,7 @@ def _transformed(problem: ConvProblem, found: Plan | None) -> Plan | None:
         return None
     by_taps = found is not None and found.algorithm in ("depthwise", "shifts")
     rate = FAST if three_axes or by_taps or spec.groups == 1 else SLOW
-    if fourier.products(problem) / rate < START + POINT * fourier.points(problem):
+    if problem.flops / 2 / rate < START + POINT * fourier.points(problem):
         return None
     return Plan("fourier", "Fourier transforms, which a large window costs nothing")
 

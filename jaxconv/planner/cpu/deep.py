@@ -14,8 +14,8 @@ PAIRS_3D = 96
 """Channels times features up to which a stencil is faster where there is no routine.
 
 Of 67 random layers with three axes it was the fastest of all in 41; where `overlap_add`
-does not apply in 27 of the 36 with so few pairs, up to 30 times as fast as the choice
-before (AMD EPYC with AVX-512).
+does not apply in 27 of the 36 with so few pairs, up to 30 times as fast as without
+(AMD EPYC with AVX-512).
 """
 
 SHORT = 64

@@ -3,7 +3,7 @@
 import math
 
 from jaxconv.algorithms import direct, overlap_add, pad, patches, stencil
-from jaxconv.planner.choice import Plan, cheapest, is_kernel_gradient
+from jaxconv.planner.choice import Plan, cheapest
 from jaxconv.planner.cpu.depthwise import SMALL
 from jaxconv.planner.cpu.dilated import added_up
 from jaxconv.planner.cpu.routines import NEARLY, has_routine, is_complex
@@ -22,7 +22,7 @@ PADDED = 0.8
 
 0.71 to 0.9 by features over 100 random ones: lenet's first 5x5 0.66 and 0.42 ms. With
 more channels, or taps that are dilated, it is 1 (AMD EPYC with AVX-512). The choice for
-170 layers of one channel takes 1.07 times as long as the best, and 1.45 before.
+170 layers of one channel takes 1.07 times as long as the best.
 """
 
 COPIED = 1.15
@@ -46,7 +46,7 @@ def rule(problem: ConvProblem) -> Plan | None:
     if spec.groups > 1 or max(spec.lhs_dilation, default=1) > 1:
         return None
     known = has_routine(problem) and not is_complex(problem.dtype)
-    if is_kernel_gradient(problem) or not known:
+    if problem.is_kernel_gradient or not known:
         return None
     costs = added_up(problem)
     if "overlap_add" in costs and not overlap_add.as_it_lies(problem):

@@ -20,7 +20,6 @@ from jaxconv.planner.choice import (
     Rule,
     cheapest,
     is_in_a_row,
-    is_kernel_gradient,
 )
 from jaxconv.planner.cpu import larger_windows
 from jaxconv.planner.cpu.depthwise import SMALL
@@ -50,7 +49,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     cotangents are dilated, and their inputs where they are exchanged: with few features
     those are so small that the zeros are worth it, 5x5 with stride 2 on 16 images of
     14x28, 512 to 1, 9.2 and 2.7 ms. Over 299 random layers on an Intel Xeon the choice
-    takes 1.11 times as long as the best, 1.16 before.
+    takes 1.11 times as long as the best.
     """
     spec = problem.spec
     taps, outputs = (
@@ -61,7 +60,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     if not patches_gradient.applies(problem):
         return cheapest(costs) if costs else None
     if own:
-        if outputs >= (16 * taps if is_kernel_gradient(problem) else taps / 4):
+        if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
             return None
         if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
             return Plan("patches_gradient", "a product of strided entries")
@@ -127,9 +126,9 @@ def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
 
     Not with zeros between the entries of what x is then, nor where both are, which
     would be exchanged without end. Over 159 random kernel gradients the choice takes
-    1.08 times as long as the best, and 1.58 before: 64 to 32 channels in 32 groups, 1x1
-    on 16 images of 39x16, 6.6 and 0.92 ms; transposed, 8 to 2 in 2, 2x2 with stride 4
-    on 8 of 41x18, 3.7 and 0.18 (Intel Xeon).
+    1.08 times as long as the best, and 1.58 without: 64 to 32 in 32 groups, 1x1 on 16
+    images of 39x16, 6.6 and 0.92 ms; transposed, 8 to 2 in 2, 2x2 with stride 4 on 8 of
+    41x18, 3.7 and 0.18 (Intel Xeon).
     """
     undilated = max(exchanged.spec.lhs_dilation, default=1) == 1
     return undilated and not depthwise_gradient.applies(problem)

@@ -9,7 +9,7 @@ from jaxconv.algorithms import (
     product,
     shifts,
 )
-from jaxconv.planner.choice import Plan, is_in_a_row, is_kernel_gradient
+from jaxconv.planner.choice import Plan, is_in_a_row
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
@@ -33,9 +33,9 @@ ADDED, ADDED_STRIDED = 16, 8
 """Channels from which on groups of one feature are products; with strides.
 
 Fewer are added up entry by entry. Over 153 random layers of 2 to 48 channels in each
-of 2 to 32 groups, in either layout, 1.8 times as fast as the choice before in geometric
+of 2 to 32 groups, in either layout, 1.8 times as fast as without in geometric
 mean, 0.55 to 7.4. So were 67 others, of which 3 are below 0.9 of stock's speed, and
-were before (Intel Xeon with AVX-512; jax 0.12.0.1, float32).
+are without (Intel Xeon with AVX-512; jax 0.12.0.1, float32).
 """
 
 
@@ -50,7 +50,7 @@ def dense(problem: ConvProblem, processor: Processor) -> Plan | None:
     if product.is_apart(problem):
         return Plan("product", "a matrix product of each image")
     features = problem.features
-    if is_kernel_gradient(problem):
+    if problem.is_kernel_gradient:
         few = min(problem.batch, features) < NARROW
         if few and product.blocks(problem)[1] > patches_gradient.CHAIN:
             return None  # stock's sum of so many terms in a row is more accurate
@@ -70,10 +70,10 @@ def grouped(problem: ConvProblem) -> Plan | None:
 
     And those whose single feature is a sum of many channels.
 
-    Over 64 random layers with the channels first 5 times as fast as stock and as the
-    choice before, in geometric mean, and within 4 % of the best. One channel each is a
-    scaling: 8 images of 56x56, 16 to 64 channels, 0.08 ms, with copies of x 0.29, by
-    stock 5.8 (AMD EPYC with AVX-512).
+    Over 64 random layers with the channels first 5 times as fast as stock, in geometric
+    mean, and within 4 % of the best. One channel each is a scaling: 8 images of 56x56,
+    16 to 64 channels, 0.08 ms, with copies of x 0.29, by stock 5.8 (AMD EPYC with
+    AVX-512).
     """
     taps, in_a_row = math.prod(problem.kernel_spatial), is_in_a_row(problem)
     scaled = by_tap.applies(problem) and taps == problem.channels == 1

@@ -114,4 +114,4 @@ def _operand_bytes(problem: ConvProblem) -> int:
 def _sums(problem: ConvProblem) -> float:
     """Seconds, roughly, of the sums of any algorithm for which nothing was fitted."""
     pairs = problem.channels * problem.features // problem.spec.groups
-    return fourier.products(problem) / min(SUMS * math.cbrt(pairs), PEAK)
+    return problem.flops / 2 / min(SUMS * math.cbrt(pairs), PEAK)
