@@ -169,10 +169,12 @@ def _of(
 
 def _role(kernel: Any, made: Mapping[Any, Any], where: str) -> str:
     """What the convolution is in the function that was differentiated, if any."""
-    if "transpose(" in where:
+    # What jax.checkpoint computes once more stands within what is transposed.
+    _, again, within = where.rpartition("rematted_computation")
+    if "transpose(" in within:
         flipped = _is_flipped(kernel, made)
         return "input gradient" if flipped else "kernel gradient"
-    return "forward" if "jvp(" in where else "plain"
+    return "forward" if again or "jvp(" in where else "plain"
 
 
 def _is_flipped(kernel: Any, made: Mapping[Any, Any]) -> bool:

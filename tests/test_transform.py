@@ -582,6 +582,16 @@ def test_explain_follows_the_order_of_the_program():
     assert own.keys() == known.keys()
     assert all(sorted(own[role]) == sorted(known[role]) for role in known)
 
+    def again(kernel, x):
+        return jax.checkpoint(lambda *operands: jnp.sin(conv(*operands)))(kernel, x)
+
+    roles = [c.role for c in explain(gradient(again), KERNEL, X).convolutions]
+    assert sorted(roles) == [
+        *("forward", "forward"),
+        "input gradient",
+        "kernel gradient",
+    ]
+
 
 def test_values_that_decide_stay_values():
     def fn(x, repeats, axes):
