@@ -135,6 +135,8 @@ def conv_vjp(
       TypeError: as `conv_forward`, and on a `g` of another dtype than the result.
       ValueError: as `conv_forward`, on a `g` of another shape, or an unknown `wrt`.
 
+    Source: derived in docs/identities.md; the signature is that of `jax.vjp`.
+
     Example:
       >>> params, x = ConvParams(jnp.ones((3, 2, 4))), jnp.ones((7, 2))
       >>> dparams, dx = conv_vjp(params, x, jnp.ones((7, 4)))
@@ -163,6 +165,8 @@ def conv(params: Params, x: ArrayLike, **options: Unpack[ConvOptions]) -> jax.Ar
     Raises:
       TypeError: as `conv_forward`; and from JAX, under forward mode.
       ValueError: as `conv_forward`.
+
+    Source: `conv_forward` and `conv_vjp`, by `jax.custom_vjp`.
 
     Example:
       >>> params, x = ConvParams(jnp.ones((3, 1, 1))), jnp.arange(4.0)[:, None]
@@ -196,6 +200,8 @@ def conv_transpose_forward(
       ValueError: on sizes, counts or padding that do not fit.
 
     Differentiation: forward and reverse mode, to any order.
+
+    Source: derived in docs/identities.md; the options are `jax.lax.conv_transpose`'s.
 
     Example:
       >>> params, x = ConvParams(jnp.ones((4, 4, 3, 5))), jnp.ones((8, 8, 3))
@@ -233,6 +239,8 @@ def conv_transpose_vjp(
       ValueError: as `conv_transpose_forward`, on a `g` of another shape, or an unknown
         `wrt`.
 
+    Source: derived in docs/identities.md; the signature is that of `jax.vjp`.
+
     Example:
       >>> params, x = ConvParams(jnp.ones((4, 3, 5))), jnp.ones((8, 3))
       >>> _, dx = conv_transpose_vjp(params, x, jnp.ones((16, 5)), strides=2, wrt=["x"])
@@ -260,6 +268,8 @@ def conv_transpose(
     Raises:
       TypeError: as `conv_transpose_forward`; and from JAX, under forward mode.
       ValueError: as `conv_transpose_forward`.
+
+    Source: `conv_transpose_forward` and `conv_transpose_vjp`, by `jax.custom_vjp`.
 
     Example:
       >>> params, x = ConvParams(jnp.ones((2, 1, 1))), jnp.arange(3.0)[:, None]
@@ -293,6 +303,8 @@ def conv_input_grad(
     Raises:
       TypeError: as `conv_vjp`.
       ValueError: as `conv_vjp`.
+
+    Source: derived in docs/identities.md.
 
     Example:
       >>> conv_input_grad((8, 8, 3), jnp.ones((3, 3, 3, 4)), jnp.ones((8, 8, 4))).shape
@@ -335,6 +347,8 @@ def conv_kernel_grad(
     Raises:
       TypeError: as `conv_vjp`.
       ValueError: as `conv_vjp`.
+
+    Source: derived in docs/identities.md.
 
     Example:
       >>> conv_kernel_grad(jnp.ones((8, 3)), (5, 3, 4), jnp.ones((8, 4))).shape
@@ -400,6 +414,8 @@ def init_conv_params(
       TypeError: on sizes that are no ints, a dtype that is neither floating nor
         complex, an initializer that is no function, or a key that is no random key.
       ValueError: on sizes below 1, or groups that do not divide the features.
+
+    Source: LeCun et al., Efficient BackProp (1998), for the default initializer.
 
     Example:
       >>> params = init_conv_params(jax.random.key(0), 4, 6, (3, 3), groups=2)

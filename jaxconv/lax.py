@@ -166,6 +166,8 @@ def conv(
       TypeError: on a wrong kind of argument, on unequal ranks or dtypes.
       ValueError: on sizes or padding that do not fit.
 
+    Source: `jax.lax.conv`, whose arguments and results these are.
+
     Example:
       >>> conv(jnp.ones((1, 3, 8)), jnp.ones((4, 3, 3)), (1,), "VALID").shape
       (1, 4, 6)
@@ -211,6 +213,8 @@ def conv_with_general_padding(
     Raises:
       TypeError: on a wrong kind of argument, on unequal ranks or dtypes.
       ValueError: on sizes or padding that do not fit.
+
+    Source: `jax.lax.conv_with_general_padding`, whose arguments and results these are.
 
     Example:
       >>> x, k = jnp.ones((1, 3, 8)), jnp.ones((4, 3, 3))
@@ -270,6 +274,8 @@ def conv_transpose(
       TypeError: on a wrong kind of argument, on unequal ranks or dtypes.
       ValueError: on sizes or padding that do not fit, and for more than three spatial
         axes without `dimension_numbers`.
+
+    Source: `jax.lax.conv_transpose`, whose arguments and results these are.
 
     Example:
       >>> x, k = jnp.ones((1, 8, 8, 3)), jnp.ones((4, 4, 3, 5))
@@ -359,6 +365,9 @@ def conv_general_dilated_patches(
       TypeError: on a wrong kind of argument.
       ValueError: on sizes or padding that do not fit.
 
+    Source: `jax.lax.conv_general_dilated_patches`, whose arguments and results these
+      are.
+
     Example:
       >>> x = jnp.arange(4.0).reshape(1, 1, 4)
       >>> conv_general_dilated_patches(x, (2,), (1,), "VALID")[0].tolist()
@@ -412,6 +421,8 @@ def conv_general_dilated_local(
     Raises:
       TypeError: on a wrong kind of argument, or kernels that do not fit the patches.
       ValueError: on sizes or padding that do not fit.
+
+    Source: `jax.lax.conv_general_dilated_local`, whose arguments and results these are.
 
     Example:
       >>> x, kernels = jnp.ones((1, 2, 5)), jnp.ones((4, 2 * 3, 3))
