@@ -114,6 +114,15 @@ def elements(value: Any) -> tuple | None:
         return None
 
 
+def demand_bool(function: str, name: str, value: Any) -> None:
+    """Raise a TypeError that names the argument unless it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(
+            f"{function}: {name} must be True or False, known at trace time, but got "
+            f"{name}={value!r}. Pass a Python bool."
+        )
+
+
 def as_array(function: str, name: str, value: ArrayLike) -> jax.Array:
     """The argument as an array, or a TypeError that names it."""
     try:

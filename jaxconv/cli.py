@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,12 +16,13 @@ _EXTRA = "rich", "matplotlib", "optax", "sklearn", "flax"
 _PICTURES = ".png", ".pdf", ".svg", ".jpg"
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    """An int from `least` on, for argparse."""
+def _at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """An int from `least` on, and up to `most`, for argparse."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            message = f"must be an int of at least {least}, got {text!r}"
+        if not text.isdecimal() or not least <= int(text) <= most:
+            end = "" if most == math.inf else f" and at most {most}"
+            message = f"must be an int of at least {least}{end}, got {text!r}"
             raise argparse.ArgumentTypeError(message)
         return int(text)
 
@@ -53,9 +55,11 @@ def _file(*suffixes: str) -> Callable[[str], Path]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, for argparse."""
-    names = (name.strip() for name in text.split(","))
-    return tuple(name for name in names if name)
+    """One name or several, separated by commas, for argparse."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"must be one name or several, got {text!r}")
+    return names
 
 
 def _some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -83,12 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--steps", type=_at_least(1), default=500, help="training steps")
     demo.add_argument(
-        "--seed", type=_at_least(0), default=0, help="of parameters and batches"
+        "--seed",
+        type=_at_least(0, 2**32 - 1),
+        default=0,
+        help="of parameters and batches",
     )
     demo.add_argument(
         "--out",
         type=_file(*_PICTURES),
-        default=Path("jaxconv-demo.png"),
+        default="jaxconv-demo.png",
         help="where the picture goes",
     )
 

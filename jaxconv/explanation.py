@@ -9,8 +9,8 @@ from jaxconv.planner import plan
 from jaxconv.spec import ConvProblem
 from jaxconv.transform import conv_params, demand_callable, makers, programs_in, trace
 
-OPAQUE = ("ffi_call", "io_callback", "pure_callback")
-"""Primitives that call what is no JAX program: what they compute stays what it is."""
+OPAQUE = ("call_exported", "ffi_call", "io_callback", "pure_callback")
+"""Primitives that call what is no jaxpr: what they compute stays what it is."""
 
 MOVES = ("convert_element_type", "reshape", "transpose")
 """Primitives that keep the order of a kernel's taps."""

@@ -25,6 +25,7 @@ from jaxconv.arguments import (
     as_array,
     as_cotangent,
     as_shape,
+    demand_bool,
     elements,
     static_int,
 )
@@ -372,7 +373,10 @@ def conv_kernel_grad(
             f"{function}: dtype must be a dtype, but got dtype={dtype!r}. Pass one "
             "such as jnp.float32, or None."
         ) from cause
-    if jnp.issubdtype(wanted, jnp.floating) != jnp.issubdtype(x.dtype, jnp.floating):
+    kinds = (jnp.floating, jnp.complexfloating)
+    if any(
+        jnp.issubdtype(wanted, kind) != jnp.issubdtype(x.dtype, kind) for kind in kinds
+    ):
         raise TypeError(
             f"{function}: dtype must be of the kind of x, but got dtype={dtype!r} "
             f"(x.dtype={x.dtype}). Pass one such as jnp.float32, or None."
@@ -412,7 +416,8 @@ def init_conv_params(
 
     Raises:
       TypeError: on sizes that are no ints, a dtype that is neither floating nor
-        complex, an initializer that is no function, or a key that is no random key.
+        complex, a bias that is no bool, an initializer that is no function, or a key
+        that is no random key.
       ValueError: on sizes below 1, or groups that do not divide the features.
 
     Source: LeCun et al., Efficient BackProp (1998), for the default initializer.
@@ -446,6 +451,7 @@ def init_conv_params(
             "init_conv_params: parameters must be floating or complex, but got "
             f"dtype={dtype}. Pass one such as jnp.float32."
         )
+    demand_bool("init_conv_params", "bias", bias)
     if not (kernel_init is None or callable(kernel_init)):
         raise TypeError(
             "init_conv_params: kernel_init must be an initializer, but got kernel_init="

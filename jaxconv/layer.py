@@ -28,6 +28,7 @@ from jaxconv.arguments import (
     canonical_layout,
     conv_numerics,
     conv_spec,
+    demand_bool,
     elements,
     pairs_per_axis,
     per_axis,
@@ -256,6 +257,9 @@ def _all_options(function: str, given: Any, defaults: Any) -> dict[str, Any]:
                 f"{function}: keywords must be known ones, but got {name}={value!r}. "
                 f"{hint}Known keywords: {', '.join(defaults)}."
             )
+    for name, value in given.items():
+        if isinstance(defaults[name], bool):
+            demand_bool(function, name, value)
     return {**defaults, **given}
 
 

@@ -326,6 +326,24 @@ FUNCTIONAL_ERRORS = {
         TypeError,
         "conv_kernel_grad: dtype .* but got cast_kernel=True. Pass dtype=jnp.float32",
     ),
+    "bool": (
+        lambda: transposed(transpose_kernel=cast(Any, "False")),
+        TypeError,
+        "conv_transpose_forward: transpose_kernel must be True or False, known at "
+        "trace time, but got transpose_kernel='False'. Pass a Python bool.",
+    ),
+    "bias-itself": (
+        lambda: jaxconv.init_conv_params(jax.random.key(0), 3, 4, 3, bias=cast(Any, X)),
+        TypeError,
+        "init_conv_params: bias must be True or False",
+    ),
+    "kind-of-a-gradient": (
+        lambda: jaxconv.conv_kernel_grad(
+            X.astype("complex64"), K.shape, X.astype("complex64"), dtype=jnp.int32
+        ),
+        TypeError,
+        "conv_kernel_grad: dtype must be of the kind of x, but got dtype=.*int32",
+    ),
     "kernel-shape-of-parameters": (
         lambda: jaxconv.conv_kernel_grad(X, cast(Any, jaxconv.ConvParams(K)), X),
         TypeError,

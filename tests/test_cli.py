@@ -64,7 +64,10 @@ def test_check_in_double_precision_leaves_the_setting_alone(monkeypatch, capsys)
         (["demo", "--steps", "0"], "--steps: must be an int of at least 1, got '0'"),
         (["check", "--dtype", "float8"], "invalid choice: 'float8'"),
         (["check", "--cases", "-3"], "must be an int of at least 1, got '-3'"),
-        (["demo", "--seed", "-1"], "must be an int of at least 0, got '-1'"),
+        (["check", "--seed", "-1"], "must be an int of at least 0, got '-1'"),
+        (["demo", "--seed", "4294967296"], "of at least 0 and at most 4294967295"),
+        (["bench", "--roles", ","], "must be one name or several, got ','"),
+        (["bench", "--only", ""], "must be one name or several, got ''"),
         (["demo", "--out", "picture.xyz"], "must end in .png, .pdf, .svg or .jpg"),
         (
             ["demo", "--out", "no/folder/a.png"],

@@ -705,6 +705,9 @@ def test_what_cannot_be_looked_into_runs_as_it_is():
     explanation = explain(fn, X)
     assert explanation.opaque == {"pure_callback": 1}
     assert "left as they are" in str(explanation)
+    exported = jax.export.export(jax.jit(conv))(KERNEL, X)
+    chex.assert_trees_all_equal(accelerate(exported.call)(KERNEL, X), conv(KERNEL, X))
+    assert explain(exported.call, KERNEL, X).opaque == {"call_exported": 1}
 
 
 def test_explain_tells_roles_places_and_costs():
