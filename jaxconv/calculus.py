@@ -34,7 +34,7 @@ def swapped(axes: Sequence[int]) -> tuple[int, ...]:
     return (axes[1], axes[0], *axes[2:])
 
 
-def fold(x: jax.Array, source: int, target: int, outer: int = 1) -> jax.Array:
+def merge_axis(x: jax.Array, source: int, target: int, outer: int = 1) -> jax.Array:
     """Move axis `source` into `target`, whose index is then (outer, source, inner).
 
     Args:
@@ -44,7 +44,7 @@ def fold(x: jax.Array, source: int, target: int, outer: int = 1) -> jax.Array:
       outer: blocks that stay outermost; divides the target's size.
 
     Example:
-      >>> fold(jnp.arange(6).reshape(2, 3), 0, 0).tolist()
+      >>> merge_axis(jnp.arange(6).reshape(2, 3), 0, 0).tolist()
       [0, 1, 2, 3, 4, 5]
     """
     size = x.shape[source]
@@ -58,11 +58,11 @@ def fold(x: jax.Array, source: int, target: int, outer: int = 1) -> jax.Array:
     return x.reshape(*before, outer * size * inner, *after)
 
 
-def unfold(y: jax.Array, axis: int, size: int, outer: int = 1) -> jax.Array:
-    """Undo `fold`: take the axis of `size` out of `axis`, and put it before it.
+def split_axis(y: jax.Array, axis: int, size: int, outer: int = 1) -> jax.Array:
+    """Undo `merge_axis`: take the axis of `size` out of `axis`, and put it before it.
 
     Example:
-      >>> unfold(jnp.arange(6), 0, 2).tolist()
+      >>> split_axis(jnp.arange(6), 0, 2).tolist()
       [[0, 1, 2], [3, 4, 5]]
     """
     before, after = y.shape[:axis], y.shape[axis + 1 :]
@@ -186,8 +186,8 @@ def transposed_kernel(axes: Sequence[int], groups: int, kernel: jax.Array) -> ja
     """
     feature, channel, *spatial = axes
     if groups > 1:
-        kernel = unfold(kernel, feature, groups)
-        kernel = fold(kernel, feature, channel)
+        kernel = split_axis(kernel, feature, groups)
+        kernel = merge_axis(kernel, feature, channel)
     return lax.rev(kernel, tuple(spatial))
 
 
@@ -195,8 +195,8 @@ def ungrouped_input_gradient(spec: ConvSpec, dx: jax.Array) -> jax.Array:
     """Move the batch groups from the features of `dx` back to its batch."""
     batch, channel, *_ = spec.dimension_numbers.lhs_spec
     if spec.batch_group_count > 1:
-        dx = unfold(dx, channel, spec.batch_group_count)
-        dx = fold(dx, channel, batch)
+        dx = split_axis(dx, channel, spec.batch_group_count)
+        dx = merge_axis(dx, channel, batch)
     return dx
 
 
@@ -232,7 +232,7 @@ def kernel_gradient(
 
 
 class Fold(NamedTuple):
-    """Into which axis of an array a mapped axis goes: see `fold`."""
+    """Into which axis of an array a mapped axis goes: see `merge_axis`."""
 
     axis: int
     outer: int

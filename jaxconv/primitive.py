@@ -357,9 +357,9 @@ def _batch(
         return _of_none(partial(_stock, spec=spec, **params), operands, mapped), 0
     folds = calculus.batched(spec, size, x_mapped=x_mapped, kernel_mapped=kernel_mapped)
     if x_axis is not None and folds.x is not None:
-        x = calculus.fold(x, x_axis, *folds.x)
+        x = calculus.merge_axis(x, x_axis, *folds.x)
     if kernel_axis is not None and folds.kernel is not None:
-        kernel = calculus.fold(kernel, kernel_axis, *folds.kernel)
+        kernel = calculus.merge_axis(kernel, kernel_axis, *folds.kernel)
     y = conv(
         x,
         kernel,
@@ -367,7 +367,7 @@ def _batch(
         out_sharding=_batched_sharding(out_sharding, axis_data, folds.y),
         **params,
     )
-    return calculus.unfold(y, folds.y.axis, size, folds.y.outer), folds.y.axis
+    return calculus.split_axis(y, folds.y.axis, size, folds.y.outer), folds.y.axis
 
 
 def _of_none(
@@ -457,8 +457,8 @@ def _batch_linear(
     x_shape = list(problem.x_shape)
     x_shape[axes[0][0]] *= size
     y = linear_p.bind(
-        calculus.fold(x, axis, axes[ways.operand][0]),
+        calculus.merge_axis(x, axis, axes[ways.operand][0]),
         problem=dataclasses.replace(problem, x_shape=tuple(x_shape)),
     )
     result = axes[2 - ways.operand][0]
-    return calculus.unfold(y, result, size), result
+    return calculus.split_axis(y, result, size), result

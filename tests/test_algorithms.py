@@ -163,7 +163,7 @@ def directly(spec, x, kernel, precision=None):
 
 # Blocks so small that there are many, the last of them moved back.
 SMALL = {
-    depthwise: {"TERMS": 3, "BLOCK": 3},
+    depthwise: {"TERMS": 3, "AT_ONCE": 3},
     depthwise_gradient: {"SUMS": 64, "ROW": 160},
     patches: {"PATCHES": 256},
     patches_gradient: {"PATCHES": 256},

@@ -98,9 +98,9 @@ def test_unfold_undoes_fold(shape, outer, data):
     rest[target] *= outer
     full = [*rest[:source], size, *rest[source:]]
     x = jnp.arange(np.prod(full)).reshape(full)
-    folded = calculus.fold(x, source, target, outer)
+    folded = calculus.merge_axis(x, source, target, outer)
     assert folded.shape[target] == rest[target] * size
-    back = calculus.unfold(folded, target, size, outer)
+    back = calculus.split_axis(folded, target, size, outer)
     np.testing.assert_array_equal(back, jnp.moveaxis(x, source, target))
 
 
@@ -114,10 +114,12 @@ def test_batched_is_one_convolution_for_all(name, mapped, integers):
     xs, kernels = integers(3, *case.x_shape), integers(3, *case.kernel_shape)
     x_mapped, kernel_mapped = mapped
     form = calculus.batched(spec, 3, x_mapped=x_mapped, kernel_mapped=kernel_mapped)
-    x = calculus.fold(xs, 0, *form.x) if form.x else xs[0]
-    kernel = calculus.fold(kernels, 0, *form.kernel) if form.kernel else kernels[0]
+    x = calculus.merge_axis(xs, 0, *form.x) if form.x else xs[0]
+    kernel = (
+        calculus.merge_axis(kernels, 0, *form.kernel) if form.kernel else kernels[0]
+    )
     y = by_reference(form.spec, np.asarray(x), np.asarray(kernel))
-    y = calculus.unfold(jnp.asarray(y, jnp.float32), form.y.axis, 3, form.y.outer)
+    y = calculus.split_axis(jnp.asarray(y, jnp.float32), form.y.axis, 3, form.y.outer)
     expected = [
         reference_conv(xs[b * x_mapped], kernels[b * kernel_mapped], **case.geometry)
         for b in range(3)

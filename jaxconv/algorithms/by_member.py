@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxconv.algorithms import patches_gradient
 from jaxconv.algorithms.blocks import at, stacked
 from jaxconv.algorithms.windows import countable, entries
-from jaxconv.calculus import fold, unfold
+from jaxconv.calculus import merge_axis, split_axis
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
@@ -61,7 +61,7 @@ def run(
     _, (feature, *_), (_, y_feature, *_) = spec.dimension_numbers
 
     def parted(array: jax.Array, axis: int) -> jax.Array:
-        array = jnp.moveaxis(unfold(array, axis, spec.members), axis, 0)
+        array = jnp.moveaxis(split_axis(array, axis, spec.members), axis, 0)
         # Else XLA lets the loop read what it has moved in an order of its own.
         return entries(array).reshape(array.shape)
 
@@ -71,4 +71,4 @@ def run(
         return conv(one.spec, *(at(array, index) for array in members))
 
     y = stacked(spec.members, of_member, one.output_shape, problem.output_dtype, x)
-    return fold(y, 0, y_feature)
+    return merge_axis(y, 0, y_feature)

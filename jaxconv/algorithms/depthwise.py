@@ -53,7 +53,7 @@ from jaxconv.algorithms.windows import (
 )
 from jaxconv.spec import ConvProblem
 
-TERMS, BLOCK = 64, 8
+TERMS, AT_ONCE = 64, 8
 """Terms up to which one loop adds up all; terms that it adds up at a time otherwise.
 
 31x31 takes 13 ms with blocks of 7 to 64 terms, but 0.2 and 0.7 s to compile; 5x5x5 4.1
@@ -177,7 +177,7 @@ def run(
         return lax.mul(lax.convert_element_type(X, sums), k)
 
     if total > TERMS:
-        count, size = blocks_of(total, BLOCK)
+        count, size = blocks_of(total, AT_ONCE)
         stacked = jnp.stack(copies(range(C)))
 
         def add(index: jax.Array, y: jax.Array) -> jax.Array:

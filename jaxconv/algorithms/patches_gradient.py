@@ -54,7 +54,7 @@ CHAIN = 8192
 Sums of 11760 terms in one product were 8 times as wrong as stock's.
 """
 
-FEW, LANES = 8, 8
+FEW, VECTOR = 8, 8
 """Entries that are too few to be copied one window and tap at a time; of a vector.
 
 A 7x7 layer with stride 2 of 3 channels: 57 ms so, 35 with rows of 24 entries for 7 taps
@@ -131,7 +131,7 @@ def cost(problem: ConvProblem, processor: Processor) -> float:
     outputs, row = math.prod(problem.output_spatial), problem.batch // G
     if _is_sliced(problem):
         last = problem.output_spatial[-1]
-        outputs, row = outputs // last, -(-last * row // LANES) * LANES
+        outputs, row = outputs // last, -(-last * row // VECTOR) * VECTOR
     f, width = problem.features // G, outputs * row
     count, _ = _blocks(terms, width, f, problem.dtype.itemsize)
     entry = rates.alone if f == 1 else rates.entry
@@ -188,8 +188,8 @@ def run(
     outer, run, unit = axes, N // G, G
     if _is_sliced(problem):
         outer, last = axes[:-1], axes[-1]
-        run, unit = -(-last.outputs * N // LANES) * LANES, N
-        x = jnp.pad(x.reshape(-1), (0, LANES))  # the last row may read so far
+        run, unit = -(-last.outputs * N // VECTOR) * VECTOR, N
+        x = jnp.pad(x.reshape(-1), (0, VECTOR))  # the last row may read so far
     else:
         x = x.reshape(-1, run)
     grid = coordinates(outer, "outputs")

@@ -33,7 +33,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from jaxconv.calculus import fold, swapped, unfold
+from jaxconv.calculus import merge_axis, split_axis, swapped
 from jaxconv.spec import ConvProblem, dilated
 
 
@@ -90,10 +90,10 @@ def run(
     (batch, channel, *_), (feature, in_feature, *_), _ = spec.dimension_numbers
     y_batch, y_feature, *spatial = spec.dimension_numbers.out_spec
     if (G := spec.feature_group_count) > 1:
-        x = fold(unfold(x, channel, G), channel, batch)
-        kernel = fold(unfold(kernel, feature, G), feature, in_feature)
+        x = merge_axis(split_axis(x, channel, G), channel, batch)
+        kernel = merge_axis(split_axis(kernel, feature, G), feature, in_feature)
     inner = swapped_problem(problem)
     y = conv(inner.spec, kernel, x, precision=inner.precision)  # [F, (G, N), *O]
     if spec.groups > 1:
-        y = fold(unfold(y, y_batch, spec.groups), y_batch, y_feature)
+        y = merge_axis(split_axis(y, y_batch, spec.groups), y_batch, y_feature)
     return lax.rev(y, spatial)
