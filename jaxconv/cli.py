@@ -1,10 +1,13 @@
 """The commands of ``python -m jaxconv``."""
 
+import _thread
 import argparse
+import contextlib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +165,28 @@ def _add_bench(commands: Any) -> None:
     )
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Interrupt once more where Python ignored it.
+
+    It does so in finalizers and hooks of the garbage collector, of which JAX has one.
+    """
+    before = sys.unraisablehook
+
+    def hook(ignored: Any) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # Not at once, or it would be ignored here as well.
+            threading.Timer(0.1, _thread.interrupt_main).start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -174,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command = importlib.import_module(f"jaxconv.commands.{options.pop('command')}")
     try:
-        return command.run(**options)
+        with _interruptible():
+            return command.run(**options)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA:

@@ -200,6 +200,12 @@ def test_random_layers_are_of_all_kinds():
         )
 
 
+def test_gradients_have_the_products_of_their_layer():
+    strided = layer("", 1, (9,), 2, 3, (3,), strides=2, padding=(1, 1))
+    rows = [measure(strided, role, rounds=1, seconds=0) for role in ROLES]
+    assert {row.flops for row in rows} == {2 * 5 * 3 * 2 * 3}
+
+
 def test_choices_time_what_applies():
     choice = choose(SMALL[1], "kernel_gradient", rounds=1, seconds=0)
     assert choice.chosen in choice.timings

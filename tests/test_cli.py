@@ -1,14 +1,16 @@
 """The commands, as a user starts them."""
 
+import gc
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
 
 import jaxconv.lax
 from jaxconv.cli import main
-from jaxconv.commands import check
+from jaxconv.commands import INTERRUPTED, check
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +83,24 @@ def test_bad_arguments(arguments, message, capsys):
         main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_interruption_that_python_ignores_is_heeded(monkeypatch, capsys):
+    def run(**_):
+        def collected(phase, info):
+            gc.callbacks.remove(collected)
+            raise KeyboardInterrupt
+
+        gc.callbacks.append(collected)
+        gc.collect()
+        for _ in range(100):
+            time.sleep(0.05)
+
+    monkeypatch.setattr(check, "run", run)
+    hook = sys.unraisablehook
+    assert main(["check"]) == INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
+    assert sys.unraisablehook is hook
 
 
 def test_missing_extra_is_named(monkeypatch, capsys):

@@ -32,8 +32,9 @@ class Row(NamedTuple):
       role: one of `ROLES`, or what the program does.
       stock: of `jax.lax` with `jax.vjp`, or of the program as it is.
       jaxconv: of the same by `jaxconv.lax`, or of the program accelerated.
-      flops: additions and multiplications, as `jaxconv.spec.ConvProblem` counts them,
-        of a program those of its convolutions.
+      flops: additions and multiplications, as `jaxconv.spec.ConvProblem` counts them:
+        those of the layer, whose gradients have the same products, or of all
+        convolutions of a program.
       bytes: of the two operands and the result of each convolution.
       error: of a layer jaxconv's over stock's, as `jaxconv.bench.accuracy` judges, of a
         program the difference between the two's results.
@@ -147,7 +148,7 @@ def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) 
     programs = {name: program(conv, case, role, dtype) for name, conv in convs.items()}
     given = operands(case, role, dtype)
     error, errors = error_of(case, role, given), {}
-    problem = problem_of(case, role, dtype)
+    layer = problem_of(case, "forward", dtype)
 
     def judge(name: str, result: Any) -> None:
         errors[name] = error(result)
@@ -158,7 +159,7 @@ def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) 
         role,
         timings["stock"],
         timings["jaxconv"],
-        problem.flops,
-        problem.bytes,
+        layer.flops,
+        layer.bytes,
         errors["jaxconv"] / errors["stock"],
     )
