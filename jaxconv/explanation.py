@@ -7,7 +7,14 @@ import jax
 
 from jaxconv.planner import plan
 from jaxconv.spec import ConvProblem
-from jaxconv.transform import conv_params, demand_callable, makers, programs_in, trace
+from jaxconv.transform import (
+    conv_params,
+    demand_callable,
+    maker_of,
+    makers,
+    programs_in,
+    trace,
+)
 
 OPAQUE = ("call_exported", "ffi_call", "io_callback", "pure_callback")
 """Primitives that call what is no jaxpr: what they compute stays what it is."""
@@ -179,6 +186,7 @@ def _role(kernel: Any, made: Mapping[Any, Any], where: str) -> str:
 
 def _is_flipped(kernel: Any, made: Mapping[Any, Any]) -> bool:
     """Whether it is read backwards, as in an input gradient, vmapped or not."""
-    while (maker := made.get(kernel)) is not None and maker.primitive.name in MOVES:
-        kernel, *_ = maker.invars
+    maker = maker_of(kernel, made)
+    while maker is not None and maker.primitive.name in MOVES:
+        maker = maker_of(maker.invars[0], made)
     return maker is not None and maker.primitive.name == "rev"

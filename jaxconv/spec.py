@@ -241,10 +241,9 @@ class ConvProblem:
     @property
     def bytes(self) -> int:
         """Bytes of the two operands and of the result."""
-        operands = (
-            math.prod(self.x_shape) + math.prod(self.kernel_shape)
-        ) * self.dtype.itemsize
-        return operands + math.prod(self.output_shape) * self.output_dtype.itemsize
+        operands = math.prod(self.x_shape) + math.prod(self.kernel_shape)
+        result = math.prod(self.output_shape) * self.output_dtype.itemsize
+        return operands * self.dtype.itemsize + result
 
     @property
     def batch(self) -> int:

@@ -306,6 +306,16 @@ def makers(jaxpr: Any) -> dict[Any, JaxprEqn]:
     return {out: equation for equation in jaxpr.eqns for out in equation.outvars}
 
 
+def maker_of(atom: Any, made: Mapping[Any, Any]) -> Any:
+    """The equation that made a variable; None of an argument or a literal array.
+
+    Args:
+      atom: of the program.
+      made: its `makers`.
+    """
+    return None if isinstance(atom, Literal) else made.get(atom)
+
+
 def conv_params(
     equation: JaxprEqn, made: Mapping[Any, JaxprEqn]
 ) -> dict[str, Any] | None:
@@ -342,7 +352,7 @@ def _members_of(
 
 def _folded(array: Any, axis: int, made: Mapping[Any, Any]) -> int:
     """The size of what reshapes have folded into an axis, as its outermost blocks."""
-    maker = None if isinstance(array, Literal) else made.get(array)
+    maker = maker_of(array, made)
     if maker is None:
         return 1
     source, *_ = maker.invars

@@ -593,6 +593,20 @@ def test_explain_follows_the_order_of_the_program():
     ]
 
 
+def test_explain_knows_arrays_that_are_literals():
+    def fn(kernel, x):
+        y, pull_back = jax.vjp(conv, kernel, x)
+        return pull_back(np.ones(y.shape, np.float32))
+
+    jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    try:
+        found = explain(fn, KERNEL, X).convolutions
+    finally:
+        jax.config.update("jax_use_simplified_jaxpr_constants", False)
+    gradients = {conv.role for conv in found if conv.role != "forward"}
+    assert gradients == {"input gradient", "kernel gradient"}
+
+
 def test_values_that_decide_stay_values():
     def fn(x, repeats, axes):
         for _ in range(repeats):

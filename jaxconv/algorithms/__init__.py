@@ -131,17 +131,13 @@ def compute(
         # Else what computes them is fused into loops that read them several times. A
         # training step of a ResNeXt takes 75 ms so, and 89 otherwise.
         x, kernel = lax.optimization_barrier((x, kernel))
-    return _computed(problem, algorithm, choose, x, kernel)
+    return ALGORITHMS[algorithm].run(problem, x, kernel, _smaller(problem, choose))
 
 
-def _computed(
-    problem: ConvProblem,
-    algorithm: str,
-    choose: Callable[[ConvProblem], str],
-    x: jax.Array,
-    kernel: jax.Array,
-) -> jax.Array:
-    def smaller(
+def _smaller(problem: ConvProblem, choose: Callable[[ConvProblem], str]) -> Conv:
+    """What computes a problem's smaller convolutions, each by its own algorithm."""
+
+    def conv(
         spec: ConvSpec,
         x: jax.Array,
         kernel: jax.Array,
@@ -155,6 +151,6 @@ def _computed(
             dtype=x.dtype,
             precision=precision,
         )
-        return _computed(own, choose(own), choose, x, kernel)
+        return ALGORITHMS[choose(own)].run(own, x, kernel, _smaller(own, choose))
 
-    return ALGORITHMS[algorithm].run(problem, x, kernel, smaller)
+    return conv

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.blocks import blocks_of, cut, loop, put, zeros
-from jaxconv.algorithms.windows import Index, axes_of, countable
+from jaxconv.algorithms.blocks import Index, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.windows import axes_of, countable
 from jaxconv.spec import ConvProblem, dilated
 
 BLOCK = 2 << 20

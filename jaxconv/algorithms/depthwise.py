@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import (
+    Index,
     added_up,
     at,
     block,
@@ -37,7 +38,6 @@ from jaxconv.algorithms.blocks import (
 from jaxconv.algorithms.windows import (
     LANES,
     Axis,
-    Index,
     accumulator,
     axes_of,
     coordinates,

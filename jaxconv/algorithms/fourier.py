@@ -36,10 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.blocks import block, blocks_of, cut, only, summed
+from jaxconv.algorithms.blocks import Index, block, blocks_of, cut, only, summed
 from jaxconv.algorithms.windows import (
     Axis,
-    Index,
     accumulator,
     axes_of,
     countable,

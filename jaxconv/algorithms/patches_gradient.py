@@ -29,10 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.blocks import block, blocks_of, cut, only, stacked, summed
+from jaxconv.algorithms.blocks import (
+    Index,
+    block,
+    blocks_of,
+    cut,
+    only,
+    stacked,
+    summed,
+)
 from jaxconv.algorithms.windows import (
     Axis,
-    Index,
     accumulator,
     axes_of,
     coordinates,
