@@ -674,6 +674,34 @@ def test_other_platforms_get_the_stock_program():
         assert ("lhs_dilate" in exported.mlir_module()) is dilated
 
 
+def test_programs_say_how_arrays_stand_unless_they_are_exported():
+    case = layer("", 8, (14, 14), 32, 64, (3, 3), channels_first=True)
+    conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
+    gradients = jax.jit(jax.grad(lambda x, k: conv(x, k).sum(), (0, 1)))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)
+              for shape in (case.x_shape, case.kernel_shape)]  # fmt: skip
+    constraint = "LayoutConstraint"
+    traced = gradients.trace(*arrays)
+    assert constraint in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert constraint not in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert constraint not in jax.export.export(gradients)(*arrays).mlir_module()
+
+
+def test_arrays_whose_channels_stand_first_are_copied_once():
+    case = layer("", 8, (32, 32), 256, 16, (3, 3), channels_first=True)
+    problem = problem_in(case, "forward", jnp.float32)
+
+    def choose(inner):
+        ordered = inner.spec.dimension_numbers.lhs_spec[1] == 3
+        return "by_image" if ordered and inner.batch == 8 else "direct"
+
+    run = functools.partial(compute, problem, "channels_last", choose)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)
+              for shape in (problem.x_shape, problem.kernel_shape)]  # fmt: skip
+    analysis = jax.jit(run).lower(*arrays).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < 1.7 * 4 * np.prod(problem.x_shape)
+
+
 @pytest.mark.parametrize(
     ("name", "algorithm"),
     [

@@ -41,6 +41,7 @@ from jaxconv.algorithms import (
     subpixel,
     swap,
 )
+from jaxconv.algorithms.order import written
 from jaxconv.spec import ConvProblem, ConvSpec
 
 
@@ -130,7 +131,7 @@ def compute(
     if algorithm not in ROUTINES:
         # Else what computes them is fused into loops that read them several times. A
         # training step of a ResNeXt takes 75 ms so, and 89 otherwise.
-        x, kernel = lax.optimization_barrier((x, kernel))
+        x, kernel = lax.optimization_barrier((written(x), written(kernel)))
     return ALGORITHMS[algorithm].run(problem, x, kernel, _smaller(problem, choose))
 
 

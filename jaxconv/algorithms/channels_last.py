@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
+from jaxconv.algorithms.order import written
 from jaxconv.spec import ConvProblem
 
 
@@ -43,7 +44,7 @@ def run(
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     y = conv(
         spec.replace(dimension_numbers=in_order(len(spatial))),
-        x.transpose(batch, *spatial, channel),
-        kernel.transpose(*taps, in_feature, feature),
+        written(x.transpose(batch, *spatial, channel)),
+        written(kernel.transpose(*taps, in_feature, feature)),
     )
     return spec.laid_out(y)

@@ -21,6 +21,7 @@ from jax import lax
 
 from jaxconv.algorithms import direct
 from jaxconv.algorithms.blocks import at, block, blocks_of, loop, put, zeros
+from jaxconv.algorithms.order import written
 from jaxconv.algorithms.windows import (
     accumulator,
     axes_of,
@@ -91,7 +92,7 @@ def run(
     x = entries(x.reshape(*x.shape[:-1], G, -1), 2)  # [N·I, G, C/G]
     kernel = kernel.transpose(*taps, in_feature, feature)
     f = kernel.shape[-1] // G
-    kernel = kernel.reshape(-1, G, f).swapaxes(0, 1)  # [G, t·c, f]
+    kernel = written(kernel.reshape(-1, G, f).swapaxes(0, 1))  # [G, t·c, f]
     positions = (problem.batch, *problem.output_spatial)
     t, total = coordinates(axes, "taps"), math.prod(positions)
     row = max(kernel.shape[1], f) * problem.dtype.itemsize

@@ -38,6 +38,7 @@ from jaxconv.algorithms.blocks import (
     stacked,
     summed,
 )
+from jaxconv.algorithms.order import written
 from jaxconv.algorithms.windows import (
     Axis,
     accumulator,
@@ -227,7 +228,7 @@ def run(
         first, second = (X, k) if patches_first else (k, X)
         contracted = 0
         if max(width, f) >= WIDE:
-            first, contracted = lax.optimization_barrier(first.T), 1
+            first, contracted = lax.optimization_barrier(written(first.T)), 1
         return lax.dot_general(
             first,
             second,

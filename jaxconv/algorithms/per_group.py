@@ -28,6 +28,7 @@ from jaxconv.algorithms.blocks import (
     zeros,
 )
 from jaxconv.algorithms.channels_last import in_order
+from jaxconv.algorithms.order import written
 from jaxconv.algorithms.windows import countable, transposed
 from jaxconv.spec import ConvProblem
 
@@ -93,7 +94,8 @@ def run(
 
 def _groups_first(array: jax.Array, groups: int) -> jax.Array:
     """[..., (G, c)] to [G, ..., c]."""
-    return jnp.moveaxis(array.reshape(*array.shape[:-1], groups, -1), -2, 0)
+    array = array.reshape(*array.shape[:-1], groups, -1)
+    return written(jnp.moveaxis(array, -2, 0))
 
 
 def _image(problem: ConvProblem) -> int:
