@@ -62,6 +62,15 @@ CHAIN = 8192
 Sums of 11760 terms in one product were 8 times as wrong as stock's.
 """
 
+SUM, PARTS = 512, 8
+"""Terms of a product that are a sum of their own, at least; how many such sums.
+
+XLA's product adds up some 1000 terms in a row. In groups of 512 at least rounding is a
+half of that, and two cores share the work better: kernel gradients of a pointwise layer
+in groups 30 instead of 38 ms, of 2x2x2 taps with stride 2 2.4 and 2.6, of 3x3 taps 19
+and 21 (AMD EPYC without AVX-512). With 256 terms they take 1.2 to 1.6 times as long.
+"""
+
 FEW, VECTOR = 8, 8
 """Entries that are too few to be copied one window and tap at a time; of a vector.
 
@@ -174,6 +183,15 @@ def _blocks(terms: int, width: int, f: int, itemsize: int) -> tuple[int, int]:
     return blocks_of(terms, min(size, CHAIN))
 
 
+def _parts(size: int, width: int, f: int) -> int:
+    """How many sums of their own a product is, which are added up at the end.
+
+    The sums are written for each: no more than a quarter of what the product reads.
+    """
+    most = min(size // SUM, PARTS, size * (width + f) // (4 * width * f))
+    return max((n for n in range(1, most + 1) if size % n == 0), default=1)
+
+
 def run(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
 ) -> jax.Array:
@@ -217,6 +235,7 @@ def run(
         X = lax.optimization_barrier(X) if len(offsets) > 1 else X
         return X.reshape(size, width)
 
+    parts = _parts(size, width, f)
     patches_first = width < f  # the smaller matrix
     precision = problem.precision if patches_first else problem.exchanged_precision
 
@@ -225,7 +244,13 @@ def run(
         k = cut(kernel, {0: (start, size), 1: (group, 1)})[:, 0]
         # Both: zero times an infinity would not be zero.
         k, X = only(new, k), only(new, patches(q, group))
-        first, second = (X, k) if patches_first else (k, X)
+        pair = (X, k) if patches_first else (k, X)
+        if parts == 1:
+            return multiplied(*pair)
+        split = [a.reshape(parts, -1, a.shape[-1]) for a in pair]
+        return jax.vmap(multiplied)(*split).sum(0)
+
+    def multiplied(first: jax.Array, second: jax.Array) -> jax.Array:
         contracted = 0
         if max(width, f) >= WIDE:
             first, contracted = lax.optimization_barrier(written(first.T)), 1
