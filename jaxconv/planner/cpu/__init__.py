@@ -50,7 +50,7 @@ def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
         groups.rule,
         dilated.rule,
         deep.rule,
-        dense.rule,
+        functools.partial(dense.rule, processor=processor),
     )
     found = first(rules, problem)
     if found is not None and found.algorithm in ("subpixel", "depthwise"):

@@ -2,11 +2,19 @@
 
 import math
 
-from jaxconv.algorithms import direct, overlap_add, pad, patches, stencil
+from jaxconv.algorithms import (
+    direct,
+    overlap_add,
+    overlap_slices,
+    pad,
+    patches,
+    stencil,
+)
 from jaxconv.planner.choice import Plan, cheapest
 from jaxconv.planner.cpu.depthwise import SMALL
 from jaxconv.planner.cpu.dilated import added_up
-from jaxconv.planner.cpu.routines import NEARLY, has_routine, is_complex
+from jaxconv.planner.cpu.routines import NEARLY, has_routine, is_complex, is_fast
+from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
 PAIRS_DENSE = 256
@@ -25,6 +33,26 @@ more channels, or taps that are dilated, it is 1 (AMD EPYC with AVX-512). The ch
 170 layers of one channel takes 1.07 times as long as the best.
 """
 
+SUMMED = 16
+"""Channels from which on taps of the first axis may be features, in two axes.
+
+XLA's routine is slow for few features, and where the kernel is larger than a cache: 12
+of 64 channels and 4x4 taps, the input gradient of a 7x7 layer with stride 2, take 46 ms
+by it and 23 so. Of 299 random layers of 8 to 360 channels and up to 63 features 31 are
+estimated to be faster so: they are 1.6 times as fast in geometric mean, 0.84 at least,
+but for some of `LONG` rows. Strides leave too little to add up (AMD EPYC without
+AVX-512).
+"""
+
+LONG, SEVERAL, COLUMNS, LARGE = 48, 3, 32, 25_000
+"""Outputs of a row, and features, from which on XLA's routine is as fast on narrow
+vectors, where the product of slices has few columns, and the kernel few entries.
+
+64 channels to 3, 7x7 taps at 64x64: 8.5 ms by it, 11 by slices, 19 by transforms; 74 to
+4 at 112x112 6.4 and 9.9. At 14 to 32 four others are 1.2 to 1.6 times as fast by
+slices, and one feature of 109 channels at 112x112 3 times (AMD EPYC without AVX-512).
+"""
+
 COPIED = 1.15
 """What a product has to be faster by that needs a copy of the kernel in memory.
 
@@ -36,7 +64,7 @@ ROWS, MANY_WEIGHTS = 800, 300_000
 """Outputs and entries of a kernel to which the dense costs were fitted."""
 
 
-def rule(problem: ConvProblem) -> Plan | None:
+def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     """Windows over an undilated input, without groups, in one or two dimensions.
 
     XLA's own routine reads each entry for every tap, and orders the kernel first: with
@@ -51,6 +79,10 @@ def rule(problem: ConvProblem) -> Plan | None:
     costs = added_up(problem)
     if "overlap_add" in costs and not overlap_add.as_it_lies(problem):
         costs["overlap_add"] *= COPIED
+    if not costs and _is_summed(problem):
+        if processor is Processor.NARROW and _is_long(problem):
+            return Plan("direct", "few features for long rows are fast in any case")
+        costs["overlap_slices"] = overlap_slices.cost(problem)
     pairs = problem.channels * problem.features
     few = problem.channels <= SMALL or pairs <= PAIRS_DENSE
     if few and stencil.applies(problem):
@@ -63,3 +95,17 @@ def rule(problem: ConvProblem) -> Plan | None:
     if problem.channels == 1 and steps == 1 and pad.applies(problem):
         costs["pad"] = PADDED * own
     return cheapest({"direct": own, **costs})
+
+
+def _is_summed(problem: ConvProblem) -> bool:
+    """Whether slices that are added up may be faster than XLA's own routine."""
+    unstrided = max(problem.spec.window_strides) == 1
+    summed = is_fast(problem.dtype) and problem.channels >= SUMMED
+    return unstrided and summed and overlap_slices.applies(problem)
+
+
+def _is_long(problem: ConvProblem) -> bool:
+    """Whether rows are long, features few but several, and weights in a cache."""
+    columns = problem.kernel_spatial[0] * problem.features
+    few = columns < COLUMNS and math.prod(problem.kernel_shape) < LARGE
+    return few and problem.features >= SEVERAL and problem.output_spatial[-1] >= LONG
