@@ -688,6 +688,23 @@ def test_programs_say_how_arrays_stand_unless_they_are_exported():
     assert constraint not in jax.export.export(gradients)(*arrays).mlir_module()
 
 
+@pytest.mark.parametrize(
+    ("images", "features", "taps", "groups"),
+    [(2, 64, 1, "f32[4,512,64]"), (4, 64, 2, "f32[2,512,256]"), (2, 32, 1, None)],
+)
+def test_many_terms_are_added_up_in_groups(integers, images, features, taps, groups):
+    case = layer("", images, (32, 32), 64, features, (taps, taps), strides=taps)
+    problem = problem_in(case, "kernel_gradient", jnp.float32)
+    ours, stock = (
+        jax.jit(functools.partial(compute, problem, algorithm, lambda _: "direct"))
+        for algorithm in ("patches_gradient", "direct")
+    )
+    operands = integers(*problem.x_shape), integers(*problem.kernel_shape)
+    program = str(jax.make_jaxpr(ours)(*operands))
+    assert groups in program if groups else "f32[2,512," not in program
+    np.testing.assert_array_equal(ours(*operands), stock(*operands))
+
+
 def test_arrays_whose_channels_stand_first_are_copied_once():
     case = layer("", 8, (32, 32), 256, 16, (3, 3), channels_first=True)
     problem = problem_in(case, "forward", jnp.float32)
