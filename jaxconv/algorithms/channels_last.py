@@ -45,6 +45,6 @@ def run(
     y = conv(
         spec.replace(dimension_numbers=in_order(len(spatial))),
         written(x.transpose(batch, *spatial, channel)),
-        written(kernel.transpose(*taps, in_feature, feature)),
+        kernel.transpose(*taps, in_feature, feature),
     )
     return spec.laid_out(y)
