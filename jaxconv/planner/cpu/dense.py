@@ -99,7 +99,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
 
 def _is_summed(problem: ConvProblem) -> bool:
     """Whether slices that are added up may be faster than XLA's own routine."""
-    unstrided = max(problem.spec.window_strides) == 1
+    unstrided = max(problem.spec.window_strides, default=1) == 1
     summed = is_fast(problem.dtype) and problem.channels >= SUMMED
     return unstrided and summed and overlap_slices.applies(problem)
 
