@@ -721,6 +721,29 @@ def test_arrays_whose_channels_stand_first_are_copied_once():
 
 
 @pytest.mark.parametrize(
+    ("images", "channels", "features", "taps", "narrow", "wide"),
+    [
+        ((8, 115, 115), 64, 12, 4, "overlap_slices", "overlap_slices"),
+        ((8, 64, 64), 64, 3, 7, "direct", "overlap_slices"),
+        ((8, 28, 28), 64, 3, 7, "overlap_slices", "overlap_slices"),
+        ((8, 56, 56), 64, 64, 3, "direct", "direct"),
+        ((8, 115, 115), 8, 40, 4, "direct", "direct"),
+    ],
+)
+def test_few_features_are_added_up_by_slices(
+    images, channels, features, taps, narrow, wide
+):
+    batch, *spatial = images
+    case = layer("", batch, spatial, channels, features, (taps, taps))
+    problem = problem_in(case, "forward", jnp.float32)
+    for processor, expected in {
+        Processor.NARROW: narrow,
+        Processor.WIDE_AMD: wide,
+    }.items():
+        assert plan(problem, "cpu", processor=processor).algorithm == expected
+
+
+@pytest.mark.parametrize(
     ("name", "algorithm"),
     [
         ("2d.same", "direct"),
@@ -946,29 +969,6 @@ GPU = {
                        padding=(2, 2)),
                  "direct", "direct", "direct"),
 }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("images", "channels", "features", "taps", "narrow", "wide"),
-    [
-        ((8, 115, 115), 64, 12, 4, "overlap_slices", "overlap_slices"),
-        ((8, 64, 64), 64, 3, 7, "direct", "overlap_slices"),
-        ((8, 28, 28), 64, 3, 7, "overlap_slices", "overlap_slices"),
-        ((8, 56, 56), 64, 64, 3, "direct", "direct"),
-        ((8, 115, 115), 8, 40, 4, "direct", "direct"),
-    ],
-)
-def test_few_features_are_added_up_by_slices(
-    images, channels, features, taps, narrow, wide
-):
-    batch, *spatial = images
-    case = layer("", batch, spatial, channels, features, (taps, taps))
-    problem = problem_in(case, "forward", jnp.float32)
-    for processor, expected in {
-        Processor.NARROW: narrow,
-        Processor.WIDE_AMD: wide,
-    }.items():
-        assert plan(problem, "cpu", processor=processor).algorithm == expected
 
 
 @pytest.mark.parametrize("name", GPU)
