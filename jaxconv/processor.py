@@ -16,6 +16,16 @@ class Processor(enum.Enum):
     WIDE_AMD = "vectors of 512 bits: an AMD EPYC of the fifth generation"
 
 
+ZEN_5 = 26
+"""Family from which on AMD's units are 512 bits wide.
+
+The fourth generation (family 25) takes such vectors in two halves, and is nearer to the
+Xeon: of 88 random roles whose plans differ those of the Xeon are 3.79 times as fast as
+stock and those of the fifth generation 3.26 times; over 727 dense kernel gradients the
+choice takes 1.06 and 1.12 times as long as the best.
+"""
+
+
 @functools.cache
 def this_processor() -> Processor:
     """The kind that this machine's processor is nearest to.
@@ -29,11 +39,27 @@ def this_processor() -> Processor:
     """
     try:
         with open("/proc/cpuinfo") as lines:
-            told = dict(line.split(":", 1) for line in lines if ":" in line)
+            return kind_of(lines.read())
     except OSError:
         return Processor.NARROW
+
+
+def kind_of(cpuinfo: str) -> Processor:
+    r"""The kind of the processor that Linux describes so.
+
+    Args:
+      cpuinfo: lines of names and values with a colon between them, as in /proc/cpuinfo.
+
+    Example:
+      >>> family = "vendor_id: AuthenticAMD\nflags: avx2 avx512f\ncpu family: {}"
+      >>> [kind_of(family.format(number)).name for number in (25, 26)]
+      ['WIDE', 'WIDE_AMD']
+    """
+    told = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
     entries = {name.strip(): value.split() for name, value in told.items()}
     if "avx512f" not in entries.get("flags", []):
         return Processor.NARROW
-    amd = "AuthenticAMD" in entries.get("vendor_id", [])
-    return Processor.WIDE_AMD if amd else Processor.WIDE
+    if "AuthenticAMD" not in entries.get("vendor_id", []):
+        return Processor.WIDE
+    family = int(entries["cpu family"][0])
+    return Processor.WIDE_AMD if family >= ZEN_5 else Processor.WIDE
