@@ -13,17 +13,12 @@ class Processor(enum.Enum):
 
     NARROW = "vectors of 256 bits: an AMD EPYC of the third generation"
     WIDE = "vectors of 512 bits: an Intel Xeon"
+    HALVED = "vectors of 512 bits, half by half: an AMD EPYC of the fourth generation"
     WIDE_AMD = "vectors of 512 bits: an AMD EPYC of the fifth generation"
 
 
 ZEN_5 = 26
-"""Family from which on AMD's units are 512 bits wide.
-
-The fourth generation (family 25) takes such vectors in two halves, and is nearer to the
-Xeon: of 88 random roles whose plans differ those of the Xeon are 3.79 times as fast as
-stock and those of the fifth generation 3.26 times; over 727 dense kernel gradients the
-choice takes 1.06 and 1.12 times as long as the best.
-"""
+"""Family from which on AMD's units are as wide as its vectors of 512 bits."""
 
 
 @functools.cache
@@ -53,7 +48,7 @@ def kind_of(cpuinfo: str) -> Processor:
     Example:
       >>> family = "vendor_id: AuthenticAMD\nflags: avx2 avx512f\ncpu family: {}"
       >>> [kind_of(family.format(number)).name for number in (25, 26)]
-      ['WIDE', 'WIDE_AMD']
+      ['HALVED', 'WIDE_AMD']
     """
     told = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
     entries = {name.strip(): value.split() for name, value in told.items()}
@@ -62,4 +57,4 @@ def kind_of(cpuinfo: str) -> Processor:
     if "AuthenticAMD" not in entries.get("vendor_id", []):
         return Processor.WIDE
     family = int(entries["cpu family"][0])
-    return Processor.WIDE_AMD if family >= ZEN_5 else Processor.WIDE
+    return Processor.WIDE_AMD if family >= ZEN_5 else Processor.HALVED

@@ -16,6 +16,7 @@ SPLIT = 2
 SLOWER = {
     Processor.NARROW: (2.5, 2.25),
     Processor.WIDE: (2.5, 2.25),
+    Processor.HALVED: (2.5, 2.25),
     Processor.WIDE_AMD: (1.0, 1.0),
 }
 """How much longer than estimated transforms take, and sums but those `OF_EACH_KIND`.
