@@ -16,6 +16,14 @@ class Processor(enum.Enum):
     HALVED = "vectors of 512 bits, half by half: an AMD EPYC of the fourth generation"
     WIDE_AMD = "vectors of 512 bits: an AMD EPYC of the fifth generation"
 
+    @property
+    def prefers_blocks(self) -> bool:
+        """Whether large arrays are copied faster block by block, by what was measured.
+
+        Lines of the cache that are read in part are gone when the rest is asked for.
+        """
+        return self in (Processor.NARROW, Processor.HALVED)
+
 
 ZEN_5 = 26
 """Family from which on AMD's units are as wide as its vectors of 512 bits."""

@@ -495,9 +495,12 @@ def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
         assert plan(problem, "cpu", processor=kind).algorithm == "direct"
 
 
-def test_groups_of_a_large_input_are_copied_in_blocks_on_narrow_vectors():
+BLOCKWISE = {Processor.NARROW, Processor.HALVED}
+
+
+def test_groups_of_a_large_input_are_copied_in_blocks_on_some_processors():
     for images, taps, known in (
-        (8, (3, 3), {Processor.NARROW}),
+        (8, (3, 3), BLOCKWISE),
         (8, (1, 1), set()),
         (2, (3, 3), set()),
     ):
@@ -517,9 +520,9 @@ def test_blocks_of_groups_are_copied_and_not_read_out_of_the_whole():
     assert "optimization_barrier" in str(jax.make_jaxpr(run)(*operands))
 
 
-def test_images_of_many_taps_are_padded_in_blocks_on_narrow_vectors():
+def test_images_of_many_taps_are_padded_in_blocks_on_some_processors():
     for images, channels, taps, known in (
-        (8, 96, 7, {Processor.NARROW}),
+        (8, 96, 7, BLOCKWISE),
         (8, 192, 7, set()),
         (8, 96, 5, set()),
         (2, 96, 7, set()),
@@ -917,7 +920,7 @@ def test_what_was_measured_to_be_fast_is_planned(
             fast = algorithm
             if role == "kernel_gradient" and name in WELL_RUN.get(kind, ()):
                 fast = "channels_last"  # XLA's own routine is as fast as any
-            if (name, role, kind) == ("grouped", "kernel_gradient", Processor.NARROW):
+            if (name, role) == ("grouped", "kernel_gradient") and kind in BLOCKWISE:
                 fast = "by_groups"  # whose lines of the cache do not stay there
             measured = kind is Processor.WIDE_AMD or name not in ESTIMATED
             if role == "kernel_gradient" and not measured:

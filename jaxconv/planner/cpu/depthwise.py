@@ -46,15 +46,14 @@ Over 42 random input gradients of 6 to 30 MB the choice takes 1.03 times as long
 best, and 1.49 with 1 (Intel Xeon).
 """
 
-
 MASKED, CHANNELS = 48, 96
 """Taps from which on, and channels up to which, images are padded block by block on
-narrow vectors, where all of them are too large a copy.
+processors that prefer it, where all of them are too large a copy.
 
 To ask for each tap whether there is an entry takes as long for one channel as for many.
 Over 31 random layers of the kind 1.35 times as fast as all images at once, 1.0 to 2.4;
 over 22 of 144 to 384 channels 1.06 times, over 37 of fewer taps 0.82 (AMD EPYC without
-AVX-512).
+AVX-512). On one of the fourth generation, over 30 others, 1.14 times.
 """
 
 
@@ -92,7 +91,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
         }
         return cheapest(costs)
     seconds = depthwise.cost(problem)
-    if processor is Processor.NARROW and _is_padded_in_blocks(problem):
+    if processor.prefers_blocks and _is_padded_in_blocks(problem):
         reason = "many taps, for which zeros are laid around some images at a time"
         return Plan("by_image", reason, seconds)
     return Plan("depthwise", "few channels per group, summed tap by tap", seconds)
