@@ -486,6 +486,18 @@ def test_products_of_few_columns_are_left_to_convolutions_by_processor():
         } == known, shape
 
 
+def test_phases_are_weighed_by_what_their_products_take_on_a_processor():
+    for channels, known in ((512, {Processor.HALVED}), (16, set())):
+        case = layer(
+            "", 4, (2048,), channels, channels, (3,), strides=2, padding=(1, 1)
+        )
+        problem = problem_in(case, "input_gradient", jnp.float32)
+        chosen = {kind: plan(problem, "cpu", processor=kind) for kind in Processor}
+        assert known == {
+            kind for kind in chosen if chosen[kind].algorithm != "subpixel"
+        }, channels
+
+
 @pytest.mark.parametrize("taps", [5, 9])
 def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
     half, shape = taps // 2, (8, 8, (taps, taps))

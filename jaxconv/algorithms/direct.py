@@ -47,10 +47,17 @@ def scatter_cost(problem: ConvProblem) -> float:
         return 2.1e-5 + (1.5e-9 + read) * outputs * problem.channels
     runs = problem.batch * entries * taps
     scattered = runs * problem.features
+    products = 2.6e-12 * scatter_flops(problem)
     added = (2.7e-10 if outputs <= CACHED else 14e-10) * scattered + 1.5e-9 * runs
     moved = 0.9e-10 * math.prod(problem.x_shape) + 1.1e-10 * transposed(problem)
     moved += _ordered(problem)
-    return 2.1e-5 + 2.6e-12 * 2 * scattered * problem.channels + added + moved
+    return 2.1e-5 + products + added + moved
+
+
+def scatter_flops(problem: ConvProblem) -> int:
+    """Multiplications and additions of a product of x with the whole kernel."""
+    taps = math.prod(problem.kernel_spatial)
+    return 2 * math.prod(problem.x_shape) * taps * problem.features
 
 
 _NARROW = {

@@ -189,11 +189,16 @@ def cost(problem: ConvProblem) -> float:
     gradients of one axis the choice takes 1.04 times as long as the best (Intel Xeon).
     """
     outputs = math.prod(problem.output_shape)
-    products = 2.2e-12 * 2 * outputs * problem.channels * window(problem)
+    products = 2.2e-12 * flops(problem)
     each = 2e-10 if outputs <= direct.CACHED else 4e-10
     written = 0.0 if is_in_place(problem) else each * outputs
     moved = 1.5e-10 * math.prod(problem.x_shape) + 2.1e-10 * transposed(problem)
     return 1.9e-5 + products + written + 6.5e-10 * weights(problem) + moved
+
+
+def flops(problem: ConvProblem) -> int:
+    """Multiplications and additions, those with zeros that fill up the windows too."""
+    return 2 * math.prod(problem.output_shape) * problem.channels * window(problem)
 
 
 def depthwise_cost(problem: ConvProblem) -> float:

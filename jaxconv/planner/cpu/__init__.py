@@ -48,7 +48,7 @@ def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
         functools.partial(groups.members, processor=processor),
         functools.partial(gradients.rule, processor=processor, plan=plan),
         groups.rule,
-        dilated.rule,
+        functools.partial(dilated.rule, processor=processor),
         deep.rule,
         functools.partial(dense.rule, processor=processor),
     )
