@@ -1,6 +1,7 @@
 """The commands, as a user starts them."""
 
 import gc
+import signal
 import subprocess
 import sys
 import time
@@ -98,7 +99,12 @@ def test_an_interruption_that_python_ignores_is_heeded(monkeypatch, capsys):
 
     monkeypatch.setattr(check, "run", run)
     hook = sys.unraisablehook
-    assert main(["check"]) == INTERRUPTED
+    # Shells start what runs in the background with interruptions ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["check"]) == INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert "interrupted" in capsys.readouterr().err
     assert sys.unraisablehook is hook
 
