@@ -120,6 +120,7 @@ def run(
     x = entries(x)  # [C·I, G], the last axis beside G if points are
     count, total = outputs[0].size, len(kernel)
     row, kept = count * lanes, len(axes) - (beside > 1)
+    inside = is_inside(axes[:kept])
     # As many in a block as there are blocks: sums of sums, which rounding grows least.
     at_a_time = min(TERMS, total)
     most = min(max(SUMS // row, 1), math.isqrt(total), total // at_a_time)
@@ -149,7 +150,7 @@ def run(
                 own, where, starts = jax.tree.map(part_of, found)
                 # Each read and cut alone, and not out of one for all: 3x3 at 56 takes
                 # 29 ms by a read for all, not 1.8 (jax 0.10.2), 7x7 56 by a cut, not 9.
-                X = read(x, where, is_inside(axes[:kept]), starts, lanes).astype(sums)
+                X = read(x, where, inside, starts, lanes).astype(sums)
                 k = cut(kernel, {0: (start + first, part)}).astype(sums)
                 k = lax.broadcast_in_dim(k, (part, count, lanes), (0, 2))
                 a = lax.add(a, only(own, lax.mul(X, k)))
