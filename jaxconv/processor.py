@@ -64,5 +64,5 @@ def kind_of(cpuinfo: str) -> Processor:
         return Processor.NARROW
     if "AuthenticAMD" not in entries.get("vendor_id", []):
         return Processor.WIDE
-    family = int(entries["cpu family"][0])
+    family = int(entries.get("cpu family", ["0"])[0])
     return Processor.WIDE_AMD if family >= ZEN_5 else Processor.HALVED
