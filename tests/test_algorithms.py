@@ -501,6 +501,23 @@ def test_phases_are_weighed_by_what_their_products_take_on_a_processor():
         assert kinds_planning("subpixel", problem) == known, channels
 
 
+@pytest.mark.parametrize(
+    ("images", "size", "features", "taps", "algorithm"),
+    [
+        (8, 56, 48, 3, "channels_last"),
+        (64, 40, 48, 5, "patches_gradient"),  # more than its caches hold
+        (4, 48, 16, 5, "patches_gradient"),  # which do not fill its vectors
+    ],
+)
+def test_kernel_gradients_of_a_few_channels_are_left_to_xla_where_it_is_fast(
+    images, size, features, taps, algorithm
+):
+    half, shape = taps // 2, (3, features, (taps, taps))
+    case = layer("", images, (size, size), *shape, padding=(half, half))
+    problem = problem_in(case, "kernel_gradient", jnp.float32)
+    assert plan(problem, "cpu", processor=Processor.HALVED).algorithm == algorithm
+
+
 @pytest.mark.parametrize("taps", [5, 9])
 def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
     half, shape = taps // 2, (8, 8, (taps, taps))
