@@ -102,7 +102,8 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
             return 3.4e-5 + 0.8e-9 * rows * points + flops / 265e9 + 0.5e-9 * moved
         return 3.9e-5 + 5.7e-9 * rows * window + flops / 310e9 + 0.7e-9 * moved
     # There are faster routines while the weights stay in the cache of a core.
-    cached = 4 * window * problem.features <= 1.61e6
+    weights = 4 * window * problem.features
+    cached = weights <= 1.61e6
     strided = max(problem.spec.rhs_dilation) > 1
     apart = strided or max(problem.spec.window_strides) > 1
     channel, few = 1 / problem.channels, problem.features <= 24
@@ -126,7 +127,7 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
         # random layers of up to 8 channels the choice is 1.16 times as fast as stock,
         # and 1.08 times if few features or large weights count as others do.
         read = (1e-9 + 3.6e-9 * few) * channel
-        each = 8.5e-12 if 4 * window * problem.features <= 1e7 else 2.5e-11
+        each = 8.5e-12 if weights <= 1e7 else 2.5e-11
     else:
         read, each = 1e-9 * channel, 1.1e-11 if cached else 3.9e-11
     return 4e-5 + read * rows * window + each * flops + 0.7e-9 * moved

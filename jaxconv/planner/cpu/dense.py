@@ -81,7 +81,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     XLA's own routine reads each entry for every tap, and orders the kernel first: with
     many weights and few outputs, and in input gradients, other products are faster.
     """
-    spec, weights = problem.spec, math.prod(problem.kernel_shape)
+    spec, many = problem.spec, math.prod(problem.kernel_shape) >= MANY_WEIGHTS
     if spec.groups > 1 or max(spec.lhs_dilation, default=1) > 1:
         return None
     known = has_routine(problem) and not is_complex(problem.dtype)
@@ -94,14 +94,14 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
         if processor is Processor.NARROW and _is_long(problem):
             return Plan("direct", "few features for long rows are fast in any case")
         costs["overlap_slices"] = overlap_slices.cost(problem)
-    slower = SLOWER.get(processor, 1.0) if weights < MANY_WEIGHTS else 1.0
+    slower = 1.0 if many else SLOWER.get(processor, 1.0)
     costs = {name: slower * seconds for name, seconds in costs.items()}
     pairs = problem.channels * problem.features
     few = problem.channels <= SMALL or pairs <= PAIRS_DENSE
     if few and stencil.applies(problem):
         costs["stencil"] = stencil.cost(problem) / NEARLY
     rows = problem.batch * math.prod(problem.output_spatial)
-    if rows <= ROWS and weights >= MANY_WEIGHTS and patches.applies(problem):
+    if rows <= ROWS and many and patches.applies(problem):
         costs["patches"] = patches.dense_cost(problem)
     own = NEARLY * direct.dense_cost(problem)
     steps = max(spec.rhs_dilation, default=1)
