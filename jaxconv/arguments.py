@@ -138,7 +138,8 @@ def as_shape(
     function: str, name: str, value: Any, advice: str = "Pass array.shape."
 ) -> tuple[int, ...]:
     """The argument as a shape, or a TypeError or ValueError that names it."""
-    sizes = None if hasattr(value, "shape") else elements(value)
+    is_line = getattr(value, "ndim", 1) == 1  # an array may hold sizes
+    sizes = elements(value) if is_line else None
     if sizes is None or any(hasattr(size, "shape") and size.shape for size in sizes):
         raise TypeError(
             f"{function}: {name} must be a shape, a tuple of ints, but got {name} of "
@@ -165,12 +166,17 @@ def as_cotangent(function: str, g: ArrayLike, y_type: Any) -> jax.Array:
             f"{function}: g must have the dtype of the result, {y_type.dtype}, but got "
             f"g.dtype={g.dtype}. Convert it with .astype(...)."
         )
-    if not jnp.issubdtype(g.dtype, jnp.inexact):
+    demand_inexact(function, "g", g)
+    return g
+
+
+def demand_inexact(function: str, name: str, array: jax.Array) -> None:
+    """Refuse, by name, what has no gradient, or none that its dtype could hold."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
             f"{function}: gradients are for floating and complex dtypes, but got "
-            f"g.dtype={g.dtype}. Convert the operands with .astype(...)."
+            f"{name}.dtype={array.dtype}. Convert the operands with .astype(...)."
         )
-    return g
 
 
 def per_axis(
@@ -252,7 +258,7 @@ def canonical_layout(
     try:
         return lax.conv_dimension_numbers(*shapes, dimension_numbers)
     except TypeError as cause:
-        raise error(f"{advice} ({cause})") from cause
+        raise error(advice) from cause
 
 
 def pairs_per_axis(

@@ -26,6 +26,7 @@ from jaxconv.arguments import (
     as_cotangent,
     as_shape,
     demand_bool,
+    demand_inexact,
     elements,
     static_int,
 )
@@ -36,6 +37,7 @@ from jaxconv.layer import (
     conv_layer,
     transposed_layer,
 )
+from jaxconv.spec import accumulation_dtype
 
 Params = Any
 """A `ConvParams`, or a mapping such as a Flax or Haiku layer holds."""
@@ -130,7 +132,7 @@ def conv_vjp(
 
     Returns:
       (dparams, dx): `dparams` in the structure of `params`, and None for what `wrt`
-      does not ask for.
+      does not ask for. Integers have zeros of dtype float0, as `jax.vjp` has it.
 
     Raises:
       TypeError: as `conv_forward`, and on a `g` of another dtype than the result.
@@ -194,7 +196,7 @@ def conv_transpose_forward(
         see `ConvTransposeOptions`.
 
     Returns:
-      [*batch, *out_spatial, Cout]; s·I points per axis for padding="SAME".
+      [*batch, *out_spatial, Cout]; for padding="SAME" s·I points per axis, I ≥ 1.
 
     Raises:
       TypeError: on a wrong kind of argument, an unknown keyword, or unequal dtypes.
@@ -313,6 +315,7 @@ def conv_input_grad(
     """
     function = "conv_input_grad"
     kernel, g = as_array(function, "kernel", kernel), as_array(function, "g", g)
+    demand_inexact(function, "kernel", kernel)
     shape = as_shape(function, "x_shape", x_shape)
     dtype = g.dtype if options.get("cast_kernel") else kernel.dtype
     layer = conv_layer(
@@ -366,6 +369,7 @@ def conv_kernel_grad(
         as_array(function, "x", x),
         as_shape(function, "kernel_shape", kernel_shape),
     )
+    demand_inexact(function, "x", x)
     try:
         wanted = jax.dtypes.canonicalize_dtype(x.dtype if dtype is None else dtype)
     except TypeError as cause:
@@ -553,7 +557,15 @@ def _forward(
         return y
     shape = [1] * y.ndim
     shape[layer.y_feature_axis(y.ndim)] = bias.size
-    return y + bias.astype(y.dtype).reshape(shape)
+    # Rounded entry by entry: the transpose adds up entries that are wide already.
+    wide = bias.astype(_sums_of(bias, y)).reshape(shape)
+    return y + jnp.broadcast_to(wide, y.shape).astype(y.dtype)
+
+
+def _sums_of(bias: jax.Array, y: jax.Array) -> np.dtype:
+    """Dtype in which the cotangents of the results `y` are added up to a bias's."""
+    with jax.numpy_dtype_promotion("standard"):  # the conversion is explicit
+        return accumulation_dtype(jnp.promote_types(bias.dtype, y.dtype))
 
 
 def _vjp(
@@ -576,20 +588,36 @@ def _vjp(
     g = as_cotangent(function, g, layer.y_type)
     dparams, dx = None, None
     if "params" in asked:
-        gradients = {"kernel": layer.kernel_gradient(g, x, kernel)}
+        gradients = {
+            "kernel": _if_inexact(kernel, lambda: layer.kernel_gradient(g, x, kernel))
+        }
         if bias is not None:
-            feature = layer.y_feature_axis(g.ndim)
-            others = tuple(axis for axis in range(g.ndim) if axis != feature)
-            dbias = g.sum(others)
-            if not jnp.issubdtype(bias.dtype, jnp.complexfloating):
-                dbias = dbias.real
-            gradients["bias"] = dbias.astype(bias.dtype)
+            gradients["bias"] = _if_inexact(
+                bias, lambda: _bias_gradient(layer, g, bias)
+            )
         dparams = jax.tree_util.tree_map_with_path(
             lambda path, _: gradients[_role(path) or ""], params
         )
     if "x" in asked:
-        dx = layer.input_gradient(g, kernel, x)
+        dx = _if_inexact(x, lambda: layer.input_gradient(g, kernel, x))
     return dparams, dx
+
+
+def _if_inexact(array: jax.Array, gradient: Callable[[], jax.Array]) -> Any:
+    """The gradient, or what JAX has in its place where the array is one of integers."""
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        return gradient()
+    return np.zeros(array.shape, jax.dtypes.float0)
+
+
+def _bias_gradient(layer: Layer, g: jax.Array, bias: jax.Array) -> jax.Array:
+    """Σ_{n, o} g[n, o, f]."""
+    feature = layer.y_feature_axis(g.ndim)
+    others = tuple(axis for axis in range(g.ndim) if axis != feature)
+    dbias = g.sum(others, dtype=_sums_of(bias, g))
+    if not jnp.issubdtype(bias.dtype, jnp.complexfloating):
+        dbias = dbias.real
+    return dbias.astype(bias.dtype)
 
 
 def _custom(

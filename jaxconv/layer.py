@@ -341,12 +341,12 @@ def conv_layer(function: str, x: Any, kernel: Any, given: ConvOptions) -> Layer:
             raise caller.error(ValueError, rule, "padding", padding, advice)
         edges = [(0, 0)] * (rank + 2)
         for axis, window in zip(layout.lhs_spec[2:], windows, strict=True):
-            edges[axis] = ((window - 1) // 2, window // 2)
+            edges[axis] = (max(window - 1, 0) // 2, window // 2)
         x_map = continued(x_map, edges, _BORDERS[mode])
         x_shape = tuple(n + sum(edge) for n, edge in zip(x_shape, edges, strict=True))
         padding = "VALID"
     elif mode == "CAUSAL":
-        padding = tuple((window - 1, 0) for window in windows)
+        padding = tuple((max(window - 1, 0), 0) for window in windows)
     elif mode not in PADDING_STRINGS:
         known = (*PADDING_STRINGS, "CAUSAL", *_BORDERS)
         padding = pairs_per_axis(caller, padding, rank, known, short=True)

@@ -16,7 +16,7 @@ private training, arXiv:2009.03106, arXiv:2205.10683), and for groups the sum ov
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,15 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxconv import primitive
-from jaxconv.arguments import Caller, as_array, as_cotangent, as_shape
+from jaxconv.arguments import (
+    Caller,
+    as_array,
+    as_cotangent,
+    as_shape,
+    demand_inexact,
+)
 from jaxconv.layer import ConvOptions, Layer, conv_layer
-from jaxconv.spec import is_static
+from jaxconv.spec import accumulation_dtype, is_static
 from jaxconv.unfold import unfold
 
 BLOCK = 16 << 20
@@ -80,6 +86,7 @@ def conv_kernel_grad_sq_norms(
         as_array(function, "x", x),
         as_shape(function, "kernel_shape", kernel_shape),
     )
+    demand_inexact(function, "x", x)
     layer = conv_layer(
         function,
         jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -103,7 +110,7 @@ def _by_example(
     layer: Layer, x: jax.Array, g: jax.Array, batch: Sequence[int]
 ) -> jax.Array:
     """The norms of all examples, some at a time."""
-    spec, real = layer.spec, jnp.finfo(_sums(g.dtype)).dtype
+    spec, real = layer.spec, jnp.finfo(accumulation_dtype(g.dtype)).dtype
     if 0 in x.shape or 0 in g.shape or 0 in layer.kernel_type.shape:
         return jnp.zeros(batch, real)  # sums of no terms
     batch_axis, y_batch = spec.dimension_numbers.lhs_spec[0], spec.dimension_numbers[2]
@@ -127,14 +134,9 @@ def _by_example(
     return norms.reshape(batch)
 
 
-def _sums(dtype: Any) -> Any:
-    """The dtype of at least 32 bits in which sums of products are taken."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
 def _of_gradient(layer: Layer, x: jax.Array, g: jax.Array) -> jax.Array:
     """One example: the sum of squares of its kernel gradient."""
-    sums = _sums(g.dtype)
+    sums = accumulation_dtype(g.dtype)
     batch, y_batch = (axes[0] for axes in layer.spec.dimension_numbers[::2])
     dkernel = primitive.kernel_gradient(
         jnp.expand_dims(g, y_batch),
@@ -148,13 +150,15 @@ def _of_gradient(layer: Layer, x: jax.Array, g: jax.Array) -> jax.Array:
 
 def _of_gram_matrices(layer: Layer, x: jax.Array, g: jax.Array) -> jax.Array:
     """One example: the sum of products of the Gram matrices of patches and of g."""
-    spec, sums = layer.spec, _sums(g.dtype)
+    spec, sums = layer.spec, accumulation_dtype(g.dtype)
+    precision = layer.numerics["precision"]
     (batch, *_), (_, _, *taps), (y_batch, feature, *spatial) = spec.dimension_numbers
     patches = unfold(
         Caller("conv_kernel_grad_sq_norms"),
         jnp.expand_dims(x, batch),
         [layer.kernel_type.shape[axis] for axis in taps],
         spec.dimension_numbers,
+        precision,
         window_strides=spec.window_strides,
         padding=spec.padding,
         lhs_dilation=spec.lhs_dilation,
@@ -169,7 +173,7 @@ def _of_gram_matrices(layer: Layer, x: jax.Array, g: jax.Array) -> jax.Array:
             "ogp,qgp->goq",
             rows,
             rows.conj(),
-            precision=layer.numerics["precision"],
+            precision=precision,
             preferred_element_type=sums,
         )
 

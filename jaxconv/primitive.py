@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import ShapedArray
 from jax.experimental import jet
@@ -37,7 +36,13 @@ from jaxconv.algorithms import compute, direct
 from jaxconv.algorithms.order import unconstrained
 from jaxconv.planner import plan
 from jaxconv.planner.choice import LARGER
-from jaxconv.spec import ConvProblem, ConvSpec, exchanged, is_static
+from jaxconv.spec import (
+    ConvProblem,
+    ConvSpec,
+    accumulation_dtype,
+    exchanged,
+    is_static,
+)
 
 conv_p = Primitive("jaxconv")
 
@@ -285,9 +290,9 @@ def kernel_gradient(
     if _is_empty(g, kernel_type):
         return _zeros(kernel_type)
     if kernel_type.dtype != x.dtype:  # which may hold what that of x does not
-        sums = kernel_type.dtype if _bits(kernel_type.dtype) >= 32 else jnp.float32
+        sums = accumulation_dtype(kernel_type.dtype)
         if _bits(sums) > _bits(preferred_element_type or g.dtype):
-            preferred_element_type = np.dtype(sums)
+            preferred_element_type = sums
     dkernel = conv(
         _in_dtype(x, g.dtype),
         g,

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -37,6 +38,17 @@ def is_static(*sizes: object) -> bool:
       True
     """
     return all(isinstance(size, int | np.integer) for size in sizes)
+
+
+def accumulation_dtype(dtype: Any) -> np.dtype:
+    """Dtype in which numbers are added up: short floats in float32, as XLA does.
+
+    Example:
+      >>> [accumulation_dtype(name).name for name in ("float16", "int8", "float64")]
+      ['float32', 'int8', 'float64']
+    """
+    short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return np.dtype(np.float32 if short else dtype)
 
 
 def dilated(size: int, dilation: int) -> int:

@@ -342,6 +342,14 @@ def test_init_draws_lecun_normal_kernels():
     chex.assert_trees_all_equal(bare.kernel, jnp.ones((3, 1, 2), jnp.bfloat16))
 
 
+@pytest.mark.parametrize("padding", ["CIRCULAR", "REFLECT", "REPLICATE", "CAUSAL"])
+def test_a_kernel_without_taps_has_windows_without_points(padding):
+    params = {"kernel": jnp.ones((0, 2, 4))}
+    y = jaxconv.conv_forward(params, jnp.ones((5, 2)), padding=padding)
+    valid = jaxconv.conv_forward(params, jnp.ones((5, 2)), padding="VALID")
+    np.testing.assert_array_equal(y, valid)
+
+
 def test_a_kernel_without_taps_gives_the_bias():
     params = ConvParams(jnp.ones((0, 2, 4)), jnp.arange(4.0))
     y = jaxconv.conv_forward(params, jnp.ones((5, 2)), padding="VALID")
@@ -372,6 +380,23 @@ def test_a_real_bias_of_a_complex_layer(integers):
     expected = jax.vjp(jaxconv.conv_forward, params, x)[1](y)
     chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
     chex.assert_trees_all_equal(got, expected)
+
+
+def test_integers_have_the_gradients_that_jax_gives_them():
+    x, kernel = jnp.full((1, 8, 2), 100, jnp.int8), jnp.ones((3, 2, 4), jnp.int8)
+    g = jnp.full((1, 8, 4), 0.3)
+    options: dict[str, Any] = {"preferred_element_type": jnp.float32}
+    params = jaxconv.ConvParams(kernel, jnp.zeros(4))
+    forward = functools.partial(jaxconv.conv_forward, **options)
+    own: Any = jaxconv.conv_vjp(params, x, g, **options)
+    stock = jax.vjp(forward, params, x)[1](g)
+    chex.assert_trees_all_equal_shapes_and_dtypes(own, stock)
+    assert own[1].dtype == jax.dtypes.float0
+    np.testing.assert_allclose(own[0].bias, 2.4, rtol=1e-6)
+    counts = jaxconv.ConvParams(jnp.ones((3, 2, 4)), jnp.zeros(4, int))
+    dparams: Any = jaxconv.conv_vjp(counts, x.astype(float), g)[0]
+    assert dparams.bias.dtype == jax.dtypes.float0
+    assert dparams.kernel.dtype == jnp.float32
 
 
 def test_layers_are_exported_with_their_parameters():

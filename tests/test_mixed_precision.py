@@ -1,7 +1,7 @@
 """Short floats: sums in float32, rounded once, and kernels of a wider dtype."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,30 @@ def test_the_gradient_of_a_wide_kernel_is_never_rounded(name, dtype):
     options.pop("cast_kernel")
     alone = jaxconv.conv_kernel_grad(x, kernel.shape, g, dtype=jnp.float32, **options)
     np.testing.assert_array_equal(alone, dkernel)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("layer", [jaxconv.conv_forward, jaxconv.conv])
+def test_the_gradient_of_a_bias_is_added_up_in_float32(layer, dtype, wide):
+    g = jnp.ones((1, 250, 250, 1), dtype)  # no sum of bfloat16s gets beyond 256
+    bias = jnp.zeros(1, jnp.float32 if wide else dtype)
+    params = jaxconv.ConvParams(jnp.ones((1, 1, 1, 1), dtype), bias)
+    _, pull_back = jax.vjp(layer, params, g)
+    (dparams, _), own = pull_back(g), cast(Any, jaxconv.conv_vjp(params, g, g)[0])
+    assert dparams.bias.dtype == own.bias.dtype == bias.dtype
+    expected = jnp.asarray([62_500.0]).astype(bias.dtype)
+    np.testing.assert_array_equal(dparams.bias, expected)
+    np.testing.assert_array_equal(own.bias, expected)
+    assert np.isfinite(float(own.bias[0]))
+
+
+def test_a_wide_bias_may_have_a_gradient_that_no_activation_could():
+    x = jnp.zeros((1, 300, 300, 1), jnp.float16)
+    params = jaxconv.ConvParams(jnp.ones((1, 1, 1, 1)), jnp.zeros(1))
+    g = jnp.ones_like(x)
+    dparams: Any = jaxconv.conv_vjp(params, x, g, cast_kernel=True)[0]
+    assert float(dparams.bias[0]) == 300 * 300  # the largest float16 is 65504
 
 
 def test_wide_kernels_of_transposed_layers_and_of_single_examples():

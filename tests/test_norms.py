@@ -135,6 +135,14 @@ def test_derivatives(integers):
     np.testing.assert_allclose(own, expected, rtol=1e-5)
 
 
+def test_patches_are_read_in_the_precision_asked_for():
+    norm = functools.partial(jaxconv.conv_kernel_grad_sq_norms, precision="highest")
+    x = jax.ShapeDtypeStruct((2, 3, 3, 16), jnp.float32)
+    program = jax.make_jaxpr(lambda x: norm(x, (3, 3, 16, 16), x))(x)
+    (reading,) = [e for e in program.eqns if e.primitive.name == "jaxconv_unfold"]
+    assert reading.params["problem"].precision[0] is lax.Precision.HIGHEST
+
+
 def test_what_does_not_fit_is_refused():
     x, g = jnp.ones((2, 8, 3)), jnp.ones((2, 8, 5))
     with pytest.raises(ValueError, match="conv_kernel_grad_sq_norms: g must have"):

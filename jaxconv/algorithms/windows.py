@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import Index, masked
-from jaxconv.spec import ConvProblem, dilated
+from jaxconv.spec import ConvProblem, accumulation_dtype, dilated
 
 FEW = 32
 """Entries at each position of x below which their places are not written beforehand.
@@ -411,10 +411,8 @@ def coordinates(axes: Sequence[Axis], field: str) -> list[np.ndarray]:
 
 
 def accumulator(problem: ConvProblem) -> np.dtype:
-    """Dtype of the sums: short floats are added up in float32, as XLA does."""
-    dtype = problem.output_dtype
-    short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return np.dtype(np.float32) if short else dtype
+    """Dtype of the sums."""
+    return accumulation_dtype(problem.output_dtype)
 
 
 def countable(problem: ConvProblem) -> bool:
