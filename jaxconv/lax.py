@@ -10,12 +10,15 @@ import:
     (1, 4, 8, 8)
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import ConvDimensionNumbers as ConvDimensionNumbers
+from jax.lax import conv_dimension_numbers as conv_dimension_numbers
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
@@ -33,11 +36,13 @@ from jaxconv.arguments import (
     per_axis,
     transposed_padding,
 )
-from jaxconv.spec import window_extents
+from jaxconv.spec import FIELDS, ConvSpec, window_extents
 from jaxconv.unfold import unfold
 
 __all__ = [
+    "ConvDimensionNumbers",
     "conv",
+    "conv_dimension_numbers",
     "conv_general_dilated",
     "conv_general_dilated_local",
     "conv_general_dilated_patches",
@@ -133,10 +138,30 @@ def _conv(
     x = as_array(caller.function, "lhs", lhs)
     kernel = as_array(caller.function, "rhs", rhs)
     numerics = conv_numerics(caller, x, kernel, precision, preferred_element_type)
+    spec = conv_spec(caller, x.shape, kernel.shape, **geometry)
+    if out_sharding is not None:
+        _let_lax_place(caller, x, kernel, spec, out_sharding)
     if isinstance(out_sharding, PartitionSpec):
         out_sharding = NamedSharding(jax.sharding.get_abstract_mesh(), out_sharding)
-    spec = conv_spec(caller, x.shape, kernel.shape, **geometry)
     return primitive.conv(x, kernel, spec, out_sharding=out_sharding, **numerics)
+
+
+def _let_lax_place(
+    caller: Caller, x: Array, kernel: Array, spec: ConvSpec, out_sharding: Any
+) -> None:
+    """Refuse a sharding of the result that lax refuses."""
+    geometry = {name: getattr(spec, name) for name in FIELDS}
+    placed = functools.partial(
+        lax.conv_general_dilated, out_sharding=out_sharding, **geometry
+    )
+    try:
+        jax.eval_shape(placed, x, kernel)
+    except (TypeError, ValueError) as cause:
+        rule = "out_sharding must lay the result out over explicit axes of a mesh"
+        advice = f"Pass None, or call it within jax.set_mesh. ({cause})"
+        raise caller.given(x.shape, kernel.shape).error(
+            type(cause), rule, "out_sharding", out_sharding, advice
+        ) from cause
 
 
 def conv(
@@ -373,8 +398,9 @@ def conv_general_dilated_patches(
       >>> conv_general_dilated_patches(x, (2,), (1,), "VALID")[0].tolist()
       [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]
     """
-    caller = Caller("conv_general_dilated_patches")
-    x = as_array(caller.function, "lhs", lhs)
+    function = "conv_general_dilated_patches"
+    x = as_array(function, "lhs", lhs)
+    caller = Caller(function, shapes=f"lhs.shape={x.shape}")
     return unfold(
         caller,
         x,
@@ -431,16 +457,15 @@ def conv_general_dilated_local(
     """
     function = "conv_general_dilated_local"
     x, kernels = as_array(function, "lhs", lhs), as_array(function, "rhs", rhs)
-    layout = canonical_layout(
-        Caller(function), x.shape, kernels.shape, dimension_numbers
-    )
+    caller = Caller(function).given(x.shape, kernels.shape)
+    layout = canonical_layout(caller, x.shape, kernels.shape, dimension_numbers)
     precision = elements(precision) or precision
     patches = unfold(
-        Caller(function),
+        caller,
         x,
         filter_shape,
         layout,
-        precision[0] if isinstance(precision, tuple) else precision,
+        precision,
         window_strides=window_strides,
         padding=padding,
         lhs_dilation=lhs_dilation,

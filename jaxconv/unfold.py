@@ -39,7 +39,7 @@ from jaxconv.arguments import (
     canonical_layout,
     conv_spec,
 )
-from jaxconv.spec import ConvProblem, dilated
+from jaxconv.spec import ConvProblem, dilated, is_static
 
 TAPS = 64
 """Taps up to which `fold` adds up all in one loop, whose code grows with them."""
@@ -61,14 +61,15 @@ def unfold(
       x: the input.
       filter_shape: taps K per spatial axis, in the order of the kernel's axes.
       dimension_numbers: as `jax.lax.conv_general_dilated` takes them.
-      precision: of x, where it is multiplied.
+      precision: of x where it is multiplied, or a pair of which it is the first.
       preferred_element_type: dtype of the result, canonical, or None.
       **geometry: strides, padding and dilations.
     """
+    of_x = precision[0] if isinstance(precision, tuple) else precision
     problem = dataclasses.replace(
         _problem(caller, x, filter_shape, dimension_numbers, geometry),
         # The kernel's entries are 0 and 1, exact in any precision.
-        precision=None if precision is None else (precision, lax.Precision.DEFAULT),
+        precision=None if of_x is None else (of_x, lax.Precision.DEFAULT),
         preferred_element_type=preferred_element_type,
     )
     if not problem.is_static or primitive.explicit_sharding(jax.typeof(x).sharding):
@@ -118,9 +119,10 @@ def fold(
       >>> fold(patches, (1, 1, 4), (2,), (1,), "VALID").tolist()
       [[[1.0, 2.0, 2.0, 1.0]]]
     """
-    caller = Caller("fold")
     y = as_array("fold", "patches", patches)
     x_shape = as_shape("fold", "lhs_shape", lhs_shape)
+    shapes = f"patches.shape={y.shape}, lhs_shape={x_shape}"
+    caller = Caller("fold", shapes=shapes)
     geometry = {
         "window_strides": window_strides,
         "padding": padding,
@@ -152,9 +154,20 @@ def _problem(
     """The convolution, channel by channel, with a feature for each tap."""
     advice = "Pass one size per spatial axis, such as (3, 3)."
     taps = as_shape(caller.function, "filter_shape", filter_shape, advice)
+    rank = len(x.shape) - 2
+    if len(taps) != rank:
+        rule = "filter_shape must hold one size per spatial axis, of which lhs has "
+        rule += f"{max(rank, 0)} beside a batch and a feature axis"
+        raise caller.error(TypeError, rule, "filter_shape", filter_shape, advice)
     like = (1, 1, *taps)
     layout = canonical_layout(caller, x.shape, like, dimension_numbers)
     channels = x.shape[layout.lhs_spec[1]]
+    if is_static(channels) and channels == 0:
+        rule = f"axis {layout.lhs_spec[1]} of lhs must have at least one channel"
+        advice = "Check lhs, or pass dimension_numbers that tell its features' place."
+        raise caller.error(
+            ValueError, rule, "dimension_numbers", dimension_numbers, advice
+        )
     sizes = (channels * math.prod(taps), 1, *taps)
     kernel_shape = tuple(sizes[i] for i in np.argsort(layout.rhs_spec))
     spec = conv_spec(
@@ -210,12 +223,16 @@ def _read(problem: ConvProblem, x: jax.Array) -> jax.Array:
 
 def _folded(problem: ConvProblem, y: jax.Array) -> jax.Array:
     """The transpose of patches: tap by tap, or for many taps as JAX finds it."""
-    few = math.prod(problem.kernel_spatial) <= TAPS
-    if few and problem.is_static and 0 not in problem.output_shape:
+    if problem.dtype == bool:  # which JAX does not transpose
+        counted = dataclasses.replace(problem, dtype=np.dtype(np.int32))
+        return _folded(counted, y.astype(np.int32)).astype(bool)
+    at = zeros(problem.x_shape, problem.dtype, y)
+    if problem.is_static and 0 in problem.output_shape:
+        return at
+    if problem.is_static and math.prod(problem.kernel_spatial) <= TAPS:
         return _added_up(problem, y)
     way = _read if problem.is_static else _multiplied
-    at = zeros(problem.x_shape, problem.dtype, y)  # a linear map: anywhere will do
-    (x,) = jax.vjp(functools.partial(way, problem), at)[1](y)
+    (x,) = jax.linear_transpose(functools.partial(way, problem), at)(y)
     return x
 
 

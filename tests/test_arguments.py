@@ -74,6 +74,48 @@ def transposed(x: Any = X, k: Any = K, **options: Any):
 
 
 LAX_ERRORS = {
+    "sharding": (
+        lambda: lax_conv(out_sharding=cast(Any, "x")),
+        TypeError,
+        r"conv_general_dilated: out_sharding .* but got out_sharding='x' \(lhs.shape",
+    ),
+    "sharding-without-a-mesh": (
+        lambda: lax_conv(out_sharding=jax.P()),
+        ValueError,
+        r"conv_general_dilated: out_sharding .* call it within jax.set_mesh",
+    ),
+    "taps-of-patches": (
+        lambda: jaxconv.lax.conv_general_dilated_patches(X, (3,), (1, 1), "SAME"),
+        TypeError,
+        r"filter_shape must hold one size per spatial axis, of which lhs has 2 "
+        r"beside .* got filter_shape=\(3,\) \(lhs.shape=\(2, 8, 8, 6\)\)",
+    ),
+    "taps-of-a-fold": (
+        lambda: jaxconv.fold(jnp.ones((1, 2, 3)), (1, 1, 4), (2, 2), (1,), "VALID"),
+        TypeError,
+        r"fold: filter_shape .* lhs has 1 .* \(patches.shape=.*lhs_shape=\(1, 1, 4\)\)",
+    ),
+    "taps-are-floats": (
+        lambda: jaxconv.lax.conv_general_dilated_patches(
+            X, cast(Any, np.ones(2)), (1, 1), "SAME"
+        ),
+        TypeError,
+        "filter_shape must be made of ints",
+    ),
+    "channels-of-patches": (
+        lambda: jaxconv.lax.conv_general_dilated_patches(
+            X[:, :0], (3, 3), (1, 1), "SAME"
+        ),
+        ValueError,
+        "conv_general_dilated_patches: axis 1 of lhs must have at least one channel",
+    ),
+    "strides-of-a-local-layer": (
+        lambda: jaxconv.lax.conv_general_dilated_local(
+            jnp.ones((1, 2, 5)), jnp.ones((4, 6, 3)), (0,), "VALID", (3,)
+        ),
+        ValueError,
+        r"conv_general_dilated_local: window_strides .* rhs.shape=\(4, 6, 3\)",
+    ),
     "rank": (lambda: lax_conv(x=X[0]), TypeError, r"same rank.*\(8, 8, 6\).*Add the"),
     "rank-0": (
         lambda: jaxconv.lax.conv(jnp.ones(3), jnp.ones(3), (), ()),
@@ -538,6 +580,32 @@ FUNCTIONAL_ERRORS = {
         ValueError,
         r"sizes must be at least 1, but got kernel_size=\(3, 0\)",
     ),
+    "layout-of-another-rank": (
+        lambda: forward(dimension_numbers=("NHC", "HIO", "NHC")),
+        TypeError,
+        r"tell the place of every axis .*x.shape=\(2, 8, 8, 6\).* for the default.$",
+    ),
+    "kernel-of-integers": (
+        lambda: jaxconv.conv_input_grad(
+            X.shape, K.astype(int), X[..., :4], preferred_element_type=jnp.float32
+        ),
+        TypeError,
+        "conv_input_grad: gradients are for floating .* got kernel.dtype=int32",
+    ),
+    "x-of-integers": (
+        lambda: jaxconv.conv_kernel_grad(
+            X.astype(int), K.shape, X[..., :4], preferred_element_type=jnp.float32
+        ),
+        TypeError,
+        "conv_kernel_grad: gradients are for floating .* got x.dtype=int32",
+    ),
+    "norms-of-integers": (
+        lambda: jaxconv.conv_kernel_grad_sq_norms(
+            X.astype(int), K.shape, X[..., :4], preferred_element_type=jnp.float32
+        ),
+        TypeError,
+        "conv_kernel_grad_sq_norms: gradients are for floating .* got x.dtype=int32",
+    ),
     "input-grad": (
         lambda: jaxconv.conv_input_grad((2, 8, 8, 6), K, X),
         ValueError,
@@ -577,3 +645,8 @@ def test_iterables_and_arrays_are_sequences():
             np.testing.assert_array_equal(y, expected)
         y = lax_conv(strides=strides, padding=padding)
         np.testing.assert_array_equal(y, expected)
+    patches = jaxconv.lax.conv_general_dilated_patches
+    np.testing.assert_array_equal(
+        patches(X, cast(Any, np.array([3, 2])), (1, 1), "SAME"),
+        patches(X, (3, 2), (1, 1), "SAME"),
+    )

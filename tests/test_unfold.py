@@ -156,6 +156,26 @@ def test_infinities_stay_where_they_are():
     assert not jnp.isnan(patches).any()
 
 
+@pytest.mark.parametrize("taps", [2, 70], ids=["added up", "transposed"])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, bool])
+def test_integers_and_truth_values_are_added_up(dtype, taps):
+    y = jnp.ones((1, taps, 3), dtype)
+    fold = functools.partial(
+        jaxconv.fold,
+        lhs_shape=(1, 1, taps + 2),
+        filter_shape=(taps,),
+        window_strides=(1,),
+        padding="VALID",
+    )
+    back = fold(y)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, fold(y.astype(jnp.float32)).astype(dtype))
+    nothing = jaxconv.fold(y[..., :0], (1, 1, taps - 1), (taps,), (1,), "VALID")
+    assert nothing.dtype == dtype
+    assert nothing.shape == (1, 1, taps - 1)
+    assert not nothing.any()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32, jnp.complex64])
 def test_dtypes(dtype):
     x = jnp.arange(8).reshape(1, 1, 8).astype(dtype)
