@@ -58,7 +58,7 @@ class _Taps:
             for n, step in zip(sizes, self.lhs_dilation, strict=True)
         ]
         windows = [
-            (k - 1) * step + 1
+            (k - 1) * step + 1 if k else 0
             for k, step in zip(self.taps, self.rhs_dilation, strict=True)
         ]
         if isinstance(padding, str):
@@ -454,7 +454,8 @@ def check_conv(
 
     Raises:
       AssertionError: if an error is above `limit`.
-      TypeError: on a geometry that `jax.lax.conv_general_dilated` does not take.
+      TypeError: on a geometry that `jax.lax.conv_general_dilated` does not take, or a
+        dtype without gradients.
       ValueError: on shapes and a geometry that do not fit, or a dtype of 64 bits while
         these are off.
 
@@ -466,6 +467,11 @@ def check_conv(
       >>> errors.forward < 2
       True
     """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            "check_conv: dtype must be floating or complex, as gradients are compared "
+            f"too, but got dtype={np.dtype(dtype).name}. Pass one such as np.float32."
+        )
     trial = Trial(x_shape, kernel_shape, dtype=dtype, seed=seed, **geometry)
     errors = trial.errors(trial.results(conv))
     wrong = {

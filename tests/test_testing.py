@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +39,14 @@ def test_reference_is_the_definition(s, p, big_l, d, integers):
     x, kernel = integers(2, 3, 7), integers(4, 3, 2)
     y = reference_conv(x, kernel, (s,), [p], (big_l,), (d,))
     np.testing.assert_array_equal(y, by_definition(x, kernel, s, p, big_l, d))
+
+
+def test_reference_of_a_kernel_without_taps_has_the_shape_that_lax_gives_it():
+    x, kernel = np.ones((1, 1, 5)), np.ones((1, 1, 0))
+    options: dict = {"window_strides": (1,), "padding": "VALID", "rhs_dilation": (2,)}
+    conv = functools.partial(lax.conv_general_dilated, **options)
+    y = reference_conv(x, kernel, **options)
+    assert y.shape == jax.eval_shape(conv, x, kernel).shape
 
 
 @pytest.mark.parametrize(
@@ -132,6 +141,7 @@ def test_check_conv_fails_a_wrong_layer(wrong, roles):
         ({"padding": "FOO"}, ValueError, "check_conv: padding must be one of"),
         ({"padding": "SAME", "feature_group_count": 2}, ValueError, "check_conv: fea"),
         ({"padding": "SAME", "dtype": "float64"}, ValueError, "Set jax_enable_x64"),
+        ({"padding": "SAME", "dtype": "int32"}, TypeError, "check_conv: dtype must be"),
     ],
 )
 def test_check_conv_says_what_is_wrong(geometry, kind, message):
