@@ -6,17 +6,25 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxconv.planner import plan
+from jaxconv.primitive import explicit_sharding
 from jaxconv.spec import ConvProblem
 from jaxconv.transform import (
     conv_params,
     demand_callable,
+    hides_convolutions,
     maker_of,
     makers,
     programs_in,
     trace,
 )
 
-OPAQUE = ("call_exported", "ffi_call", "io_callback", "pure_callback")
+OPAQUE = (
+    "buffer_callback",
+    "call_exported",
+    "ffi_call",
+    "io_callback",
+    "pure_callback",
+)
 """Primitives that call what is no jaxpr: what they compute stays what it is."""
 
 MOVES = ("convert_element_type", "reshape", "transpose")
@@ -148,7 +156,7 @@ def _explained(
         name, params = equation.primitive.name, conv_params(equation, made)
         if params is not None:
             yield _of(equation, params, made, where, times)
-        if name in OPAQUE:
+        elif name in OPAQUE or hides_convolutions(equation):
             opaque[name] = opaque.get(name, 0) + 1
         called = equation.params.get("name")
         inner = (*where, f"{name}({called})" if isinstance(called, str) else name)
@@ -168,7 +176,8 @@ def _of(
     problem = ConvProblem(
         x_shape=x.shape, kernel_shape=kernel.shape, dtype=x.dtype, **params
     )
-    chosen = plan(problem, jax.default_backend())
+    explicit = any(explicit_sharding(aval.sharding) for aval in (x, kernel))
+    chosen = plan(problem, jax.default_backend(), explicit=explicit)
     path = "/".join(where)
     role = _role(equation.invars[1], made, path)
     return ExplainedConv(path, role, times, problem, chosen.algorithm, chosen.reason)

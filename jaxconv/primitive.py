@@ -46,6 +46,8 @@ from jaxconv.spec import (
 
 conv_p = Primitive("jaxconv")
 
+DEVICE = jax.memory.Space.Device
+
 
 def conv(
     x: jax.Array,
@@ -121,13 +123,14 @@ def _stock(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
 @conv_p.def_abstract_eval
 def _abstract_eval(x: Any, kernel: Any, **params: Any) -> Any:
     problem = _problem(x, kernel, **params)
-    if problem.is_static and x.sharding.mesh.empty and kernel.sharding.mesh.empty:
+    plain = all(a.sharding.mesh.empty and a.memory_space is DEVICE for a in (x, kernel))
+    if problem.is_static and plain:
         return ShapedArray(
             problem.output_shape,
             problem.output_dtype,
             weak_type=x.weak_type and kernel.weak_type,
         )
-    # lax's own rules: explicit shardings and varying axes too.
+    # lax's own rules: explicit shardings, varying axes and memory of the host too.
     (aval,) = jax.make_jaxpr(partial(_stock, **params))(x, kernel).out_avals
     return aval
 

@@ -17,6 +17,7 @@ among an equation's parameters as a function follows: the derivative rules of
 which know lax's convolution by its primitive.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -26,9 +27,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.core import eval_jaxpr
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.core import ShapedArray, eval_jaxpr
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, primitives
 from jax.extend.core.primitives import reshape_p, rev_p
 
 from jaxconv.checkpoint_policies import like_lax
@@ -75,7 +77,8 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     """
     demand_callable("accelerate", fn)
 
-    @functools.wraps(fn)
+    # Without its attributes: the methods of another transform compute what it does.
+    @functools.wraps(fn, updated=())
     def accelerated(*args: P.args, **kwargs: P.kwargs) -> R:
         program = trace(fn, args, kwargs)
         if program.changed:
@@ -143,7 +146,9 @@ class Program(NamedTuple):
     def run(self, jaxpr: Any) -> Any:
         """What the function returns, computed by another program of the same type."""
         # What `jaxpr_as_fun` returns does not look for NaNs when JAX is told to.
-        arrays = eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *self.arrays)
+        found = eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *self.arrays)
+        # Scalars that are known when tracing come as NumPy's.
+        arrays = [a if isinstance(a, jax.Array) else jnp.asarray(a) for a in found]
         return self.returned(arrays)
 
 
@@ -157,7 +162,7 @@ def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
         given = args, kwargs = with_arrays(list(arrays))
         before, again = _held(given), _held(given)  # some make them anew each time
         outputs, *result = _split(fn(*args, **kwargs))
-        returned = set(map(id, outputs))
+        returned = {id(leaf) for leaf in (*outputs, *(leaf for _, leaf in result[1]))}
         changed = [
             path
             for path, leaf in _held(given).items()
@@ -167,23 +172,41 @@ def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
         result.append(changed)
         return outputs
 
-    of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)  # JAX's errors tell it
-    jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
+    name = of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)  # in JAX's errors
+    try:
+        jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
+    except ValueError as cause:
+        if "compiler_options" not in str(cause):
+            raise
+        raise ValueError(
+            f"accelerate, explain: {name} must not be jitted with compiler_options, "
+            "nor call what is, as JAX takes them from the outermost jax.jit alone, but "
+            f"got: {cause} Give them to the jax.jit around it, as in "
+            f"jax.jit(accelerate({name}), compiler_options=...)."
+        ) from cause
     returned, others, changed = result
     return Program(jaxpr, arrays, others, returned, changed)
 
 
-def _held(tree: Any) -> dict[str, Any]:
+def _held(given: tuple[Any, Any]) -> dict[str, Any]:
     """Leaves that objects hold, by path, as an object may be there to be changed.
 
-    A dictionary or list that is an argument is a copy under `jax.jit` as well.
+    A dictionary or list that is an argument is a copy under `jax.jit` as well. What
+    refuses to be taken apart has been used up, as Equinox's `State` is by its update.
+
+    Args:
+      given: the arguments and the keyword arguments.
     """
-    plain = jax.tree_util.DictKey, jax.tree_util.SequenceKey
-    return {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-        if not all(isinstance(key, plain) for key in path)
-    }
+    plain, held = (jax.tree_util.DictKey, jax.tree_util.SequenceKey), {}
+    args, kwargs = given
+    named = {f"[{i}]": argument for i, argument in enumerate(args)}
+    named |= {f"[{name!r}]": argument for name, argument in kwargs.items()}
+    for name, argument in named.items():
+        with contextlib.suppress(Exception):
+            for path, leaf in jax.tree.leaves_with_path(argument):
+                if not all(isinstance(key, plain) for key in path):
+                    held[name + jax.tree_util.keystr(path)] = leaf
+    return held
 
 
 def _split(tree: Any) -> tuple[list, Callable[[list], Any], list[tuple[str, Any]]]:
@@ -295,6 +318,8 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "jvp_jaxpr_fun": functools.partial(_follow, _jaxpr_rule),
     "fwd_jaxpr_thunk": functools.partial(_follow, _jaxpr_rule),
     "bwd": functools.partial(_follow, _array_rule),
+    "fun_jaxpr_thunk": functools.partial(functools.partial, _jaxpr_rule),
+    "transpose_thunk": functools.partial(functools.partial, _jaxpr_rule),
     "rule": functools.partial(functools.partial, _array_rule),
     "policy": like_lax,
 }
@@ -370,6 +395,30 @@ def _folded(array: Any, axis: int, made: Mapping[Any, Any]) -> int:
             inner = _folded(source, order[axis + (at <= axis)], made)
             return inner * (shape[axis] if at == axis else 1)
     return 1
+
+
+_TRANSPARENT = {p for p in vars(primitives).values() if isinstance(p, Primitive)}
+"""Operations of JAX that compute what they say, or what the programs in them do."""
+
+
+def hides_convolutions(equation: JaxprEqn) -> bool:
+    """Whether an equation without a program is lowered to convolutions nevertheless.
+
+    So are primitives of others, and those of JAX that keep functions for themselves.
+    """
+    if equation.primitive in _TRANSPARENT or any(programs_in(equation)):
+        return False
+    bound = functools.partial(equation.primitive.bind, **equation.params)
+    types = [
+        jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+        for atom in equation.invars
+        if isinstance(atom.aval, ShapedArray)
+    ]
+    try:
+        lowered = jax.jit(bound).trace(*types).lower(lowering_platforms=("cpu",))
+    except Exception:  # of another platform, or a collective, which stands not alone
+        return False
+    return "stablehlo.convolution" in lowered.as_text()
 
 
 def programs_in(equation: JaxprEqn) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import functools
 import re
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -329,17 +330,65 @@ def test_what_changes_an_object_returns_it():
     def forgotten(layer, x):
         return layer(x)
 
-    message = r"forgotten must not change its arguments, but sets \[0\]\[0\].calls"
+    message = r"forgotten must not change its arguments, but sets \[0\].calls"
     with pytest.raises(TypeError, match=message):
         accelerate(forgotten)(layer, X)
     _, calls = accelerate(lambda layer, x: (layer(x), layer.calls))(layer, X)
     assert calls == 1
+
+    counted = Counted(KERNEL, 0)  # a number is no array, but may be returned as well
+    _, calls = accelerate(lambda layer, x: (layer(x), layer.calls))(counted, X)
+    assert calls == 1
+    with pytest.raises(TypeError, match=r"sets \['layer'\].calls"):
+        accelerate(forgotten)(layer=counted, x=X)
 
     def renamed(batch):
         batch["y"] = batch.pop("x") + 1.0
         return conv(KERNEL, batch["y"])
 
     accelerate(renamed)({"x": X})  # a dictionary is a copy under jit, too
+
+
+def test_state_may_be_used_up():
+    class Net(eqx.Module):
+        layer: eqx.nn.Conv1d
+        calls: eqx.nn.StateIndex
+
+        def __init__(self):
+            self.layer = eqx.nn.Conv1d(2, 2, 3, key=jax.random.key(0))
+            self.calls = eqx.nn.StateIndex(jnp.zeros(()))
+
+        def __call__(self, x, state):
+            return self.layer(x), state.set(self.calls, state.get(self.calls) + 1)
+
+    net, state = eqx.nn.make_with_state(Net)()
+    y, state = accelerate(lambda net, x, state: net(x, state))(
+        net, jnp.ones((2, 8)), state
+    )
+    assert y.shape == (2, 6)
+    assert state.get(net.calls) == 1
+
+
+def test_what_is_known_when_tracing_is_an_array_nevertheless():
+    def known(x):
+        return conv(KERNEL, x), jnp.zeros(()), jnp.asarray(0.5), jnp.int32(3)
+
+    for own, stock in zip(accelerate(known)(X)[1:], known(X)[1:], strict=True):
+        assert isinstance(own, jax.Array)
+        assert (own, own.dtype, own.weak_type) == (stock, stock.dtype, stock.weak_type)
+    params = {"kernel": KERNEL, "unused": jnp.float32(1)}
+    gradient = accelerate(jax.grad(lambda params: conv(params["kernel"], X).sum()))
+    assert isinstance(gradient(params)["unused"], jax.Array)
+
+
+def test_memory_of_the_host_is_that_of_the_result():
+    def there(kernel, x):
+        host = jax.memory.Space.Host
+        kernel, x = jax.device_put(kernel, host), jax.device_put(x, host)
+        return conv(kernel, x) + x
+
+    own, stock = (jax.make_jaxpr(f)(KERNEL, X) for f in (accelerate(there), there))
+    assert own.out_avals == stock.out_avals
 
 
 def test_checked_functions_name_the_convolution():
@@ -500,6 +549,31 @@ def test_a_jitted_function_is_compiled_once():
         fast(X)
     fast(X[:1])
     assert traced == [X.shape, X[:1].shape]
+
+
+def test_the_transpose_of_a_linear_call_is_followed(count):
+    def transpose(kernel, g):
+        return jax.linear_transpose(lambda x: conv(kernel, x), X)(g)[0]
+
+    def linear(kernel, x):
+        return jax.custom_derivatives.linear_call(conv, transpose, kernel, x)
+
+    gradient = jax.grad(lambda x: accelerate(linear)(KERNEL, x).sum())
+    assert count(gradient, X) == (0, 2)
+
+
+def test_what_optimize_remat_computes_again_is_followed(count):
+    @jax.custom_vjp
+    def own(kernel, x):
+        return conv(kernel, x)
+
+    own.defvjp(
+        lambda kernel, x: (conv(kernel, x), (kernel, x)),
+        lambda kept, g: jax.vjp(conv, *kept)[1](g),
+        optimize_remat=True,
+    )
+    loss = accelerate(jax.checkpoint(lambda kernel: own(kernel, X).sum()))
+    assert count(jax.grad(loss), KERNEL)[0] == 0
 
 
 def test_policies_see_lax_convolutions(count):
@@ -696,6 +770,11 @@ def test_bad_input():
     with pytest.raises(TypeError, match=message) as caught:
         accelerate(forward)(X)
     assert len(str(caught.value)) < 300
+    fast = jax.jit(conv, compiler_options={"xla_cpu_enable_fast_math": True})
+    for judge in (accelerate(fast), functools.partial(explain, fast)):
+        with pytest.raises(ValueError, match=r"accelerate, explain: conv must not be"):
+            judge(KERNEL, X)
+    assert not hasattr(accelerate(jax.pmap(conv)), "lower")  # that would be stock's
     kept = []
 
     def leaking(x):
@@ -722,6 +801,35 @@ def test_what_cannot_be_looked_into_runs_as_it_is():
     exported = jax.export.export(jax.jit(conv))(KERNEL, X)
     chex.assert_trees_all_equal(accelerate(exported.call)(KERNEL, X), conv(KERNEL, X))
     assert explain(exported.call, KERNEL, X).opaque == {"call_exported": 1}
+
+
+def test_what_keeps_functions_for_itself_is_told():
+    def root(kernel, x):
+        def of(y):
+            return y - 0.01 * conv(kernel, y) - 1
+
+        return lax.custom_root(of, x, lambda f, y: y - f(y), lambda g, y: y)
+
+    explanation = explain(root, KERNEL, X)
+    # JAX 0.10.2 has programs there, 0.12 a primitive that holds functions.
+    assert len(explanation.convolutions) + sum(explanation.opaque.values()) == 1
+    chex.assert_trees_all_close(
+        accelerate(root)(KERNEL, X), root(KERNEL, X), rtol=1e-5, atol=1e-5
+    )
+    assert not explain(lambda x: jnp.tile(jnp.split(x, 2)[0], 2), X).opaque
+
+
+def test_explain_knows_what_explicit_sharding_leaves_to_xla():
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    kernel = jnp.ones((3, 3, 1, 4))
+    depthwise = functools.partial(conv, groups=4)
+    (alone,) = explain(depthwise, kernel, X).convolutions
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, PartitionSpec("d"))
+        (sharded,) = explain(depthwise, kernel, x).convolutions
+        program = jax.jit(accelerate(depthwise)).lower(kernel, x).as_text()
+    assert alone.algorithm != sharded.algorithm == "direct"
+    assert "stablehlo.convolution" in program
 
 
 def test_explain_tells_roles_places_and_costs():
