@@ -323,6 +323,40 @@ def error_units(got: Any, reference: Any, dtype: Any, terms: int) -> float:
     return float(worst / (unit * scale)) if scale else (math.inf if worst else 0.0)
 
 
+def sum_lengths(
+    kernel_shape: Sequence[int],
+    output_shape: Sequence[int],
+    *,
+    dimension_numbers: Sequence[Any] | None = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    **others: Any,
+) -> tuple[int, int, int]:
+    """Lengths of the sums behind each entry of y, of dx and of dkernel.
+
+    Args:
+      kernel_shape: shape of the kernel.
+      output_shape: shape of y.
+      dimension_numbers: as `reference_conv` takes it.
+      feature_group_count: groups of channels.
+      batch_group_count: groups of the batch.
+      **others: what else `reference_conv` takes, which changes no length.
+
+    Example:
+      >>> sum_lengths((4, 3, 5), (2, 4, 7))  # channels · taps, features · taps, outputs
+      (15, 20, 14)
+    """
+    orders = _orders(dimension_numbers, len(kernel_shape))
+    features, channels, *taps = (kernel_shape[axis] for axis in orders[1])
+    batch, _, *outputs = (output_shape[axis] for axis in orders[2])
+    groups = feature_group_count * batch_group_count
+    return (
+        math.prod(taps) * channels,
+        math.prod(taps) * features // groups,
+        math.prod((batch, *outputs)),
+    )
+
+
 def draw(seed: int, dtype: Any, *shapes: Sequence[int]) -> list[np.ndarray]:
     """Standard normal arrays of a dtype, rounded to it.
 
@@ -396,15 +430,7 @@ class Trial:
         (g,) = draw(seed + 1, dtype, y.shape)
         self.operands = tuple(map(jnp.asarray, (x, kernel, g)))
         self.references = reference_conv_vjp(x, kernel, g, **geometry)
-        orders = _orders(geometry.get("dimension_numbers"), x.ndim)
-        _, in_features, *taps = (kernel_shape[axis] for axis in orders[1])
-        features, groups = y.shape[orders[2][1]], geometry.get("feature_group_count", 1)
-        groups *= geometry.get("batch_group_count", 1)
-        self.terms = (
-            math.prod(taps) * in_features,
-            math.prod(taps) * features // groups,
-            y.size // max(features, 1),
-        )
+        self.terms = sum_lengths(kernel_shape, y.shape, **geometry)
 
     def results(self, conv: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple:
         """What `conv` and its `jax.vjp` make of the operands: y, dx and dkernel."""
