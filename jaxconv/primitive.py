@@ -117,7 +117,7 @@ def _in_dtype(array: jax.Array, dtype: Any) -> jax.Array:
 def _stock(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """The same convolution by lax."""
     kernel = _in_dtype(kernel, x.dtype)
-    return direct.run(_problem(x, kernel, **params), x, kernel, _stock)
+    return direct.by_lax(_problem(x, kernel, **params), x, kernel)
 
 
 @conv_p.def_abstract_eval

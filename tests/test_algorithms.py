@@ -159,7 +159,7 @@ def problem_of(case):
 def directly(spec, x, kernel, precision=None):
     """The smaller convolutions by lax."""
     problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype, precision)
-    return direct.run(problem, x, kernel, directly)
+    return direct.by_lax(problem, x, kernel)
 
 
 # Blocks so small that there are many, the last of them moved back.
@@ -628,7 +628,7 @@ def test_rows_of_a_large_image_are_transformed_one_block_after_the_other(
         jnp.asarray, draw(0, np.float32, problem.x_shape, problem.kernel_shape)
     )
 
-    def transformed(spec, x, kernel):
+    def transformed(spec, x, kernel, precision=None):
         rows = ConvProblem(spec, x.shape, kernel.shape, x.dtype)
         return fourier.run(rows, x, kernel, directly)
 
@@ -1126,9 +1126,9 @@ def test_exchanged_operands_keep_their_precisions():
     x, kernel = (jnp.ones(shape) for shape in (problem.x_shape, problem.kernel_shape))
     found = []
 
-    def conv(spec, first, second, precision):
-        found.append((first.shape, precision))
-        return directly(spec, first, second, precision)
+    def conv(spec, x, kernel, precision=None):
+        found.append((x.shape, precision))
+        return directly(spec, x, kernel, precision)
 
     swap.run(problem, x, kernel, conv)
     assert found == [(kernel.shape, pair[::-1])]

@@ -1,13 +1,13 @@
 """Identities that compute a convolution by simpler convolutions and data movement.
 
-One identity per file, each a module with the two functions of `Algorithm`. An algorithm
+One identity per file, each a module with the two functions of `protocol.Algorithm`. It
 is handed the function that computes its smaller convolutions, so that it knows neither
 the planner nor the primitive, and algorithms nest to any depth.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax import lax
@@ -42,36 +42,8 @@ from jaxconv.algorithms import (
     swap,
 )
 from jaxconv.algorithms.order import written
+from jaxconv.algorithms.protocol import Algorithm, Conv
 from jaxconv.spec import ConvProblem, ConvSpec
-
-
-class Conv(Protocol):
-    """What algorithms leave smaller convolutions to."""
-
-    def __call__(
-        self,
-        spec: ConvSpec,
-        x: jax.Array,
-        kernel: jax.Array,
-        precision: Any = ...,
-    ) -> jax.Array:
-        """Compute it at the problem's precision, or that of exchanged operands."""
-        ...
-
-
-class Algorithm(Protocol):
-    """What each module of this package offers."""
-
-    def applies(self, problem: ConvProblem) -> bool:
-        """Whether the identity holds for `problem` and simplifies it."""
-        ...
-
-    def run(
-        self, problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv
-    ) -> jax.Array:
-        """Compute `problem`, leaving smaller convolutions to `conv`."""
-        ...
-
 
 ALGORITHMS: dict[str, Algorithm] = {
     "empty": empty,

@@ -11,13 +11,12 @@ blocks (2 cores of an AMD EPYC, jax 0.12.0.1, float32). Costs the loop, and some
 twice where their number has no fitting divisor.
 """
 
-from collections.abc import Callable
-
 import jax
 from jax import lax
 
 from jaxconv.algorithms import fourier
 from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import countable
 from jaxconv.spec import ConvProblem
 
@@ -34,9 +33,7 @@ def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
     return count, problem.of_groups(size)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve the blocks one after the other, where they lie."""
     G, (count, one) = problem.spec.groups, of_block(problem)
     _, (feature, *_), (_, y_feature, *_) = problem.spec.dimension_numbers

@@ -11,13 +11,14 @@ x and of y, and costs a copy of these; planners know what theirs cost more in a 
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import countable
 from jaxconv.spec import ConvProblem, is_static
 
@@ -69,9 +70,7 @@ def _of_images(problem: ConvProblem, size: int) -> ConvProblem:
     return dataclasses.replace(problem, spec=inner, x_shape=x_shape)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve the blocks one after the other, all other axes as they stand."""
     x_axes, _, y_axes = problem.spec.dimension_numbers
     (x_order, _), (y_order, _) = map(_images_first, (x_axes, y_axes))

@@ -17,13 +17,12 @@ Milliseconds on 2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1, float32, for 
     gradients of 32 single images   XLA:CPU 14, by patches of entries 6.5, by member 4.8
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from jaxconv.algorithms import patches_gradient
 from jaxconv.algorithms.blocks import at, stacked
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import countable, entries
 from jaxconv.calculus import merge_axis, split_axis
 from jaxconv.processor import Processor
@@ -53,9 +52,7 @@ def gradients_cost(problem: ConvProblem, processor: Processor) -> float:
     return start + problem.spec.members * (TURN + ALONE * each)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve member by member."""
     spec, one = problem.spec, single(problem)
     _, (feature, *_), (_, y_feature, *_) = spec.dimension_numbers

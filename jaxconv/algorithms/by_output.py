@@ -18,13 +18,13 @@ channels, 1.5 ms, summed entry by entry 3.4 (AMD EPYC with AVX-512).
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.algorithms import depthwise_gradient
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import accumulator, axes_of, every, spanned
 from jaxconv.spec import ConvProblem
 
@@ -51,9 +51,7 @@ def cost(problem: ConvProblem) -> float:
     return 3.1e-5 + 8e-11 * read + 3.3e-10 * terms
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up each output's products in the order of x's axes."""
     spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

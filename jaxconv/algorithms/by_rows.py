@@ -16,7 +16,6 @@ besides the d·(K − 1) rows of x that neighbouring blocks both read.
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import Index, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import axes_of, countable
 from jaxconv.spec import ConvProblem, dilated
 
@@ -67,9 +67,7 @@ def _of_rows(problem: ConvProblem, rows: int) -> ConvProblem:
     return dataclasses.replace(problem, spec=spec, x_shape=tuple(x_shape))
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve the blocks one after the other."""
     spec, axis, rows = problem.spec, axes_of(problem)[0], _rows(problem)
     of_x, of_y = spec.dimension_numbers.lhs_spec[2], spec.dimension_numbers.out_spec[2]

@@ -18,13 +18,13 @@ layer of stock's: 233 MFLOP and 31 MB, by stock 1232 and 56 and the two gathers.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import Axis, accumulator, axes_of, countable
 from jaxconv.spec import ConvProblem
 
@@ -40,9 +40,7 @@ def applies(problem: ConvProblem) -> bool:
     return grouped and few and countable(problem)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Sum the products of all taps."""
     spec, G = problem.spec, problem.spec.groups
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

@@ -13,12 +13,11 @@ and features, 8 images, stock's ms and ours: channels-first forward 69 and 4.2, 
 gradient 28 and 4.3.
 """
 
-from collections.abc import Callable
-
 import jax
 from jax import lax
 
 from jaxconv.algorithms.order import written
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.spec import ConvProblem
 
 
@@ -35,9 +34,7 @@ def applies(problem: ConvProblem) -> bool:
     return problem.spec.dimension_numbers != ordered and problem.out_sharding is None
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Permute the axes of x, of the kernel, and back those of y."""
     spec = problem.spec
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

@@ -16,12 +16,12 @@ of over-padded convolutions have them, so no convolution is emitted with one.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.spec import ConvProblem, is_static
 
 
@@ -33,7 +33,7 @@ def applies(problem: ConvProblem) -> bool:
     )
 
 
-def cost(problem: ConvProblem) -> float:
+def slice_cost(problem: ConvProblem) -> float:
     """Seconds, about, of the slice, besides the convolution; 0 where it needs none.
 
     The kernel gradient of a strided layer of 6.3 million entries of x takes stock 6.7
@@ -48,9 +48,7 @@ def _cropped(pad: int, dilation: int) -> tuple[int, int]:
     return entries, pad + entries * dilation
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Compute `problem` on the entries of x that its padding leaves."""
     spec = problem.spec
     starts, stops, padding = [0] * x.ndim, list(x.shape), []

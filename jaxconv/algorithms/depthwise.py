@@ -17,7 +17,7 @@ time of a copy.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from jaxconv.algorithms.blocks import (
     only,
     zeros,
 )
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     LANES,
     Axis,
@@ -143,9 +144,7 @@ def _sliced(x: jax.Array, axes: Sequence[Axis], taps: Sequence[Index]) -> jax.Ar
     return every(x, range(1, x.ndim - 1), starts, counts, steps)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the terms, all at once, by channels of each group, or block by block."""
     spec, axes = problem.spec, axes_of(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

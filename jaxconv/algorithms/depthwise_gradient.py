@@ -34,13 +34,13 @@ and 1.1, 379 and 7, 126 and 3.8.
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, only, zeros
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     LANES,
     accumulator,
@@ -98,9 +98,7 @@ def cost(problem: ConvProblem) -> float:
     return 2.4e-5 + seconds + 2.2e-10 * moved
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the blocks of q, then the entries within a block."""
     spec, axes = problem.spec, axes_of(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

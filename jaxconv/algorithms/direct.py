@@ -8,13 +8,13 @@ negative padding of symbolic sizes, is laid around x by `lax.pad` beforehand.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.algorithms import pad
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import transposed
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem, is_static
@@ -204,10 +204,13 @@ def grouped_cost(problem: ConvProblem) -> float:
     return 4.3e-5 + 1.7e-6 * G + seconds + copied
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
-    """Compute `problem` by XLA's own convolution."""
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
+    """Compute `problem` by XLA's own convolution, which leaves nothing to others."""
+    return by_lax(problem, x, kernel)
+
+
+def by_lax(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution of lax, for symbolic padding and sizes as well."""
     spec = problem.spec
     padding, lhs_dilation = spec.padding, spec.lhs_dilation
     pads = [pad for pair in padding for pad in pair]

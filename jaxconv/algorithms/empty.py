@@ -6,11 +6,10 @@ entries at all.
 Applies where some size is 0. XLA refuses windows without taps, and need not be asked.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.spec import ConvProblem
 
 
@@ -23,8 +22,6 @@ def applies(problem: ConvProblem) -> bool:
     )
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Zeros of the result's shape and dtype."""
     return jnp.zeros(problem.output_shape, problem.output_dtype)

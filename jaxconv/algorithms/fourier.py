@@ -29,7 +29,7 @@ float32, ms by sums and by transforms in blocks of groups, forward and kernel gr
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import Index, block, blocks_of, cut, only, summed
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     Axis,
     accumulator,
@@ -93,9 +94,7 @@ def group_bytes(problem: ConvProblem) -> int:
     return transforms * _bytes(problem)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply the transforms, channels by channels, and transform the sums back."""
     spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
     x_axes, (feature, in_feature, *taps), _ = spec.dimension_numbers

@@ -21,13 +21,13 @@ Input gradients of 3x3 layers in ms, on 2 cores of an AMD EPYC with AVX-512, jax
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     accumulator,
     axes_of,
@@ -103,9 +103,7 @@ def cost(problem: ConvProblem) -> float:
     return 3.2e-5 + added + multiplied + moved
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply, then add up what each tap gives to the outputs."""
     spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

@@ -24,7 +24,6 @@ ms by `fold_depth`, by `overlap_add` where all of it fits, and so:
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +34,7 @@ from jax import lax
 from jaxconv.algorithms import direct
 from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
 from jaxconv.algorithms.fold_depth import of_slices
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     Axis,
     accumulator,
@@ -74,9 +74,7 @@ def cost(problem: ConvProblem) -> float:
     return direct.dense_cost(flat) + added
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve slices with all taps as features, and add up what they give to y."""
     spec, axis = problem.spec, axes_of(problem)[0]
     batch, channel, depth, *spatial = spec.dimension_numbers.lhs_spec

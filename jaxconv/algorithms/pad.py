@@ -18,12 +18,12 @@ and 2.2; 5x5 on 16 of 4x4, 256 channels, 144 and 3.7; 9x9 on 8 of 7x7 739 and 28
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import padded_bytes
 from jaxconv.spec import ConvProblem
 
@@ -50,9 +50,7 @@ def mends(problem: ConvProblem) -> bool:
     return exchanged and padded_bytes(problem) <= COPY
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Pad x, then convolve without padding."""
     spec, edges = problem.spec, [(0, 0, 0)] * x.ndim
     for axis, (low, high) in zip(

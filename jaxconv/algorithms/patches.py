@@ -14,7 +14,6 @@ axes and float64 in three, and for few outputs of many weights.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 from jax import lax
@@ -22,6 +21,7 @@ from jax import lax
 from jaxconv.algorithms import direct
 from jaxconv.algorithms.blocks import at, block, blocks_of, loop, put, zeros
 from jaxconv.algorithms.order import written
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     accumulator,
     axes_of,
@@ -80,9 +80,7 @@ def dense_cost(problem: ConvProblem) -> float:
     return 6.3e-5 + read + 2.2e-12 * direct.dense_flops(problem) + 4.6e-10 * entries
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply the patches block by block."""
     spec, axes = problem.spec, axes_of(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

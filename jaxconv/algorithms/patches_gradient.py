@@ -21,7 +21,7 @@ AMD EPYC with AVX-512, jax 0.12.0.1, float32, stock's ms and ours: 1x1 stride 2 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,6 +39,7 @@ from jaxconv.algorithms.blocks import (
     summed,
 )
 from jaxconv.algorithms.order import written
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     Axis,
     accumulator,
@@ -200,9 +201,7 @@ def _parts(size: int, width: int, f: int) -> int:
     return max((n for n in range(1, most + 1) if size % n == 0), default=1)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the products of the blocks of q, group after group."""
     spec, sums = problem.spec, accumulator(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

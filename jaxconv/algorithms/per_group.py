@@ -12,7 +12,6 @@ of a grouped convolution at a time.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from jaxconv.algorithms.blocks import (
 )
 from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.order import written
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import countable, transposed
 from jaxconv.spec import ConvProblem
 
@@ -59,9 +59,7 @@ def cost(problem: ConvProblem) -> float:
     return 2.1e-5 + 2.8e-6 * G + moved + read * reads
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve group by group."""
     spec, G = problem.spec, problem.spec.feature_group_count
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

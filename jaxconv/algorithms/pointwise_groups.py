@@ -16,13 +16,13 @@ last (6.5 by stock; AMD EPYC with AVX-512, jax 0.12.0.1, float32).
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import accumulator, axes_of, countable, spanned
 from jaxconv.spec import ConvProblem
 
@@ -52,9 +52,7 @@ def is_apart(problem: ConvProblem) -> bool:
     return in_place and 4 * weights <= points * rows
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply group by group."""
     spec = problem.spec
     places, steps = spec.dimension_numbers.lhs_spec[2:], [1] * x.ndim

@@ -26,13 +26,14 @@ Intel Xeon, jax 0.12.0.1, float32).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import blocks_of
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import Axis, accumulator, axes_of, countable
 from jaxconv.spec import ConvProblem
 
@@ -156,9 +157,7 @@ def _order(problem: ConvProblem) -> list[int | None]:
     return order
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Contract the channels and the summed axes."""
     if is_apart(problem):
         return _image_by_image(problem, x, kernel)

@@ -22,7 +22,6 @@ an AMD EPYC with vectors of 256 bits, jax 0.12.0.1, float32).
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from jax import lax
 
 from jaxconv.algorithms import patches_gradient
 from jaxconv.algorithms.blocks import block, blocks_of, only, summed
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     LANES,
     Axis,
@@ -91,9 +91,7 @@ def cost(problem: ConvProblem, processor: Processor) -> float:
     return seconds + blocks * (1e-6 + 2.7e-10 * X * K)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the products of the blocks of slices."""
     spec, (axis, *others) = problem.spec, axes_of(problem)
     batch, channel, depth, *spatial = spec.dimension_numbers.lhs_spec

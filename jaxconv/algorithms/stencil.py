@@ -22,7 +22,7 @@ and 6.4 by patches or group by group; with the channels first 13 and 2.8; 3 chan
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import added_up, block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     LANES,
     Axis,
@@ -91,9 +92,7 @@ def cost(problem: ConvProblem) -> float:
     return 4e-5 * count * (spec.groups // groups) + seconds
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up runs, block by block, in the order of the axes of x and y."""
     spec = problem.spec
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec

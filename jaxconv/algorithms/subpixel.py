@@ -31,7 +31,7 @@ ViT patch embedding (16×16, stride 16, 8 images of 224) took 621 ms, and so 17.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import direct, empty
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import Axis, axes_of, transposed
 from jaxconv.spec import ConvProblem
 
@@ -227,9 +228,7 @@ def _places(problem: ConvProblem, axes: Sequence[Phases]) -> np.ndarray:
     return np.where(there, linear, math.prod(problem.kernel_spatial)).astype(np.int32)
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Compute the phases of `problem` as features, then interleave them."""
     spec = problem.spec
     solved = _solved(problem)

@@ -28,11 +28,11 @@ of strided layers to few features (`planner.cpu.gradients`).
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 from jax import lax
 
+from jaxconv.algorithms.protocol import Conv
 from jaxconv.calculus import merge_axis, split_axis, swapped
 from jaxconv.spec import ConvProblem, dilated
 
@@ -82,9 +82,7 @@ def swapped_problem(problem: ConvProblem) -> ConvProblem:
     )
 
 
-def run(
-    problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Callable
-) -> jax.Array:
+def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve `kernel` with `x`, and flip the result."""
     spec = problem.spec
     (batch, channel, *_), (feature, in_feature, *_), _ = spec.dimension_numbers

@@ -78,7 +78,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     elif patches_gradient.applies(exchanged) and not larger_windows.rule(exchanged):
         costs["swap"] = min(_by_patches(exchanged, processor).values())
     if own:
-        alone = _by_xla(problem, processor) + crop.cost(problem)
+        alone = _by_xla(problem, processor) + crop.slice_cost(problem)
         costs["direct"] = NEARLY * alone
     elif is_in_a_row(problem):
         costs |= _by_blocks_of_groups(problem, plan)

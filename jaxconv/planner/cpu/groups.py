@@ -1,7 +1,6 @@
 """Groups of several channels, of a layer or made by `vmap`."""
 
 import math
-from typing import Any
 
 from jaxconv.algorithms import (
     by_member,
@@ -13,6 +12,7 @@ from jaxconv.algorithms import (
     pointwise_groups,
     stencil,
 )
+from jaxconv.algorithms.protocol import Costed
 from jaxconv.planner.choice import Plan, cheapest
 from jaxconv.planner.cpu.depthwise import SMALL
 from jaxconv.planner.cpu.products import NARROW
@@ -34,7 +34,7 @@ For more of them the cost of that was not fitted: 16 and 4 in 16 groups, 7x7, ta
 ms, and 0.5 group by group (AMD EPYC with AVX-512).
 """
 
-_OF_GROUPS: dict[str, Any] = {
+_OF_GROUPS: dict[str, Costed] = {
     "depthwise": depthwise,
     "patches": patches,
     "per_group": per_group,
