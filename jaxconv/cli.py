@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxconv.bench.measure import ROLES
+from jaxconv.bench.rows import ROLES
 from jaxconv.bench.zoo import SUITES
 from jaxconv.commands import INTERRUPTED
 

@@ -40,7 +40,7 @@ from jaxconv.algorithms import (
 from jaxconv.algorithms.subpixel import phases
 from jaxconv.arguments import Caller, conv_spec
 from jaxconv.bench import ROLES, layer
-from jaxconv.bench.measure import problem_of as problem_in
+from jaxconv.bench.rows import problem_of as problem_in
 from jaxconv.cases import CASES, ConvCase, random_case
 from jaxconv.planner import plan
 from jaxconv.planner.cpu.gradients import IS_EIGEN

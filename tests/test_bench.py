@@ -17,7 +17,10 @@ import jaxconv.lax
 from jaxconv.bench import ROLES, SUITES, ZOO, compare, layer, random_layer, report
 from jaxconv.bench.accuracy import error_of
 from jaxconv.bench.machine import Machine
-from jaxconv.bench.measure import (
+from jaxconv.bench.models import MODELS, training_step
+from jaxconv.bench.peer import Peer
+from jaxconv.bench.regret import Choice, choose
+from jaxconv.bench.rows import (
     SLACK,
     Row,
     measure,
@@ -25,9 +28,6 @@ from jaxconv.bench.measure import (
     problem_of,
     program,
 )
-from jaxconv.bench.models import MODELS, training_step
-from jaxconv.bench.peer import Peer
-from jaxconv.bench.regret import Choice, choose
 from jaxconv.bench.timing import Timing
 from jaxconv.bench.transforms import TRANSFORMED
 from jaxconv.cli import main

@@ -5,11 +5,11 @@
 
 from jaxconv.bench.machine import Machine as Machine
 from jaxconv.bench.machine import probe as probe
-from jaxconv.bench.measure import ROLES as ROLES
-from jaxconv.bench.measure import Row as Row
-from jaxconv.bench.measure import measure as measure
 from jaxconv.bench.regret import Choice as Choice
 from jaxconv.bench.regret import choose as choose
+from jaxconv.bench.rows import ROLES as ROLES
+from jaxconv.bench.rows import Row as Row
+from jaxconv.bench.rows import measure as measure
 from jaxconv.bench.sweep import random_layer as random_layer
 from jaxconv.bench.timing import Timing as Timing
 from jaxconv.bench.timing import compare as compare

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxconv.bench.measure import Row
 from jaxconv.bench.programs import measure_program
+from jaxconv.bench.rows import Row
 
 
 class ConvNorm(nn.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.bench.measure import Row
+from jaxconv.bench.rows import Row
 from jaxconv.bench.timing import compare
 from jaxconv.explanation import explain
 from jaxconv.transform import accelerate

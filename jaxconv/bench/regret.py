@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.algorithms import ALGORITHMS, compute
-from jaxconv.bench.measure import problem_of
+from jaxconv.bench.rows import problem_of
 from jaxconv.bench.timing import Timing, compare
 from jaxconv.cases import ConvCase
 from jaxconv.planner import plan
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
     Attributes:
       layer: its name.
-      role: one of `jaxconv.bench.measure.ROLES`.
+      role: one of `jaxconv.bench.rows.ROLES`.
       chosen: the plan's algorithm.
       timings: by algorithm.
     """
@@ -51,7 +51,7 @@ def choose(
 
     Args:
       case: the layer.
-      role: one of `jaxconv.bench.measure.ROLES`.
+      role: one of `jaxconv.bench.rows.ROLES`.
       dtype: of the operands.
       **timing: rounds and seconds, as `jaxconv.bench.timing.compare` takes them.
     """

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxconv.bench.machine import Machine
-from jaxconv.bench.measure import ROLES, Row
 from jaxconv.bench.regret import Choice
+from jaxconv.bench.rows import ROLES, Row
 from jaxconv.cases import ConvCase
 
 

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from jaxconv.bench.measure import problem_of
+from jaxconv.bench.rows import problem_of
 from jaxconv.bench.zoo import layer
 from jaxconv.cases import ConvCase
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.bench.measure import Row
 from jaxconv.bench.programs import measure_program
+from jaxconv.bench.rows import Row
 
 Pair = tuple[jax.Array, jax.Array]
 

@@ -11,9 +11,9 @@ import jax
 
 from jaxconv.bench import report
 from jaxconv.bench.machine import Machine, probe
-from jaxconv.bench.measure import ROLES, Row, measure
 from jaxconv.bench.peer import Peer, PeerError
 from jaxconv.bench.regret import Choice, choose
+from jaxconv.bench.rows import ROLES, Row, measure
 from jaxconv.bench.sweep import random_layer
 from jaxconv.bench.transforms import TRANSFORMED, measure_transformed
 from jaxconv.bench.zoo import SUITES
@@ -54,7 +54,7 @@ def run(
     Args:
       suite: a key of `jaxconv.bench.zoo.SUITES`, or of `PROGRAMS`.
       only: names of layers, or programs, of the suite, or None for all.
-      roles: some of `jaxconv.bench.measure.ROLES`.
+      roles: some of `jaxconv.bench.rows.ROLES`.
       dtype: name of the operands' dtype.
       rounds: runs of each program, at least.
       json: where the rows go as JSON, after each; or None.

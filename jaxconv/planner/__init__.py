@@ -10,7 +10,7 @@ import functools
 from jaxconv.algorithms import crop, empty
 from jaxconv.planner import cpu, gpu
 from jaxconv.planner.choice import Plan
-from jaxconv.planner.cpu import batches
+from jaxconv.planner.cpu import symbolic_batch
 from jaxconv.planner.cpu.groups import partitioned
 from jaxconv.planner.cpu.routines import mended
 from jaxconv.processor import Processor, this_processor
@@ -59,7 +59,7 @@ def plan(
         chosen = planned(problem)
     else:
         alone = platform == "cpu" and devices == 1 and not explicit
-        found = batches.rule(problem, planned) if alone else None
+        found = symbolic_batch.rule(problem, planned) if alone else None
         chosen = found or Plan("direct", "a symbolic size cannot be planned")
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")

@@ -9,16 +9,16 @@ import functools
 
 from jaxconv.planner.choice import Plan, first
 from jaxconv.planner.cpu import (
-    deep,
     dense,
     depthwise,
-    dilated,
+    fourier,
     gradients,
     groups,
+    input_dilated,
     larger_windows,
+    many_axes,
     memory,
     products,
-    transforms,
 )
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
@@ -33,7 +33,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     """
     by_sums = functools.partial(_by_sums, processor=processor)
     found = by_sums(problem)
-    return transforms.rule(problem, found, processor, by_sums) or found
+    return fourier.rule(problem, found, processor, by_sums) or found
 
 
 def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
@@ -48,8 +48,8 @@ def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
         functools.partial(groups.members, processor=processor),
         functools.partial(gradients.rule, processor=processor, plan=plan),
         groups.rule,
-        functools.partial(dilated.rule, processor=processor),
-        deep.rule,
+        functools.partial(input_dilated.rule, processor=processor),
+        many_axes.rule,
         functools.partial(dense.rule, processor=processor),
     )
     found = first(rules, problem)

@@ -12,7 +12,7 @@ from jaxconv.algorithms import (
 )
 from jaxconv.planner.choice import Plan, cheapest
 from jaxconv.planner.cpu.depthwise import SMALL
-from jaxconv.planner.cpu.dilated import added_up
+from jaxconv.planner.cpu.input_dilated import added_up
 from jaxconv.planner.cpu.routines import NEARLY, has_routine, is_complex, is_fast
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
@@ -60,7 +60,7 @@ It is one more loop to compile, in 70 ms where XLA's routine takes 7: 14x14 with
 channels takes 4.0 instead of 4.4 ms by it, and 7 MB.
 """
 
-SLOWER = {Processor.HALVED: 1.25}
+SUMS_SLOWER = {Processor.HALVED: 1.25}
 """How much longer sums of slices take beside XLA's own routine than they are estimated,
 where weights are not many.
 
@@ -94,7 +94,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
         if processor is Processor.NARROW and _is_long(problem):
             return Plan("direct", "few features for long rows are fast in any case")
         costs["overlap_slices"] = overlap_slices.cost(problem)
-    slower = 1.0 if many else SLOWER.get(processor, 1.0)
+    slower = 1.0 if many else SUMS_SLOWER.get(processor, 1.0)
     costs = {name: slower * seconds for name, seconds in costs.items()}
     pairs = problem.channels * problem.features
     few = problem.channels <= SMALL or pairs <= PAIRS_DENSE

@@ -15,12 +15,12 @@ from jaxconv.algorithms import (
 from jaxconv.algorithms.protocol import Costed
 from jaxconv.planner.choice import Plan, cheapest
 from jaxconv.planner.cpu.depthwise import SMALL
-from jaxconv.planner.cpu.products import NARROW
+from jaxconv.planner.cpu.products import FULL
 from jaxconv.planner.cpu.routines import NEARLY
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
-SLOWER = 2.25
+MEMBERS_SLOWER = 2.25
 """How much longer XLA's own convolution of members' groups takes on narrow vectors.
 
 2.2 to 2.8 times for nine kernel gradients of 8 to 1024 single examples, each of which
@@ -48,7 +48,7 @@ def rule(problem: ConvProblem) -> Plan | None:
     spec = problem.spec
     if spec.feature_group_count == 1 or max(spec.lhs_dilation, default=1) > 1:
         return None
-    wide = problem.channels <= SMALL and problem.features >= NARROW * spec.groups
+    wide = problem.channels <= SMALL and problem.features >= FULL * spec.groups
     if pointwise_groups.applies(problem) and not wide:
         # Over 236 random layers 1.3 times as fast as by the costs, and 2 as stock; few
         # channels and 32 to 240 features 1.4 times slower than stock.
@@ -74,7 +74,7 @@ def members(problem: ConvProblem, processor: Processor) -> Plan | None:
     taps, outputs = map(math.prod, (one.kernel_spatial, one.output_spatial))
     if max(one.channels, one.spec.groups) > 1 or not 1 < outputs < taps:
         return Plan("by_member", "one member after the other, as vmap found them")
-    slower = SLOWER if processor is Processor.NARROW else 1.0
+    slower = MEMBERS_SLOWER if processor is Processor.NARROW else 1.0
     costs = {
         "direct": NEARLY * slower * direct.grouped_cost(problem),
         "by_member": by_member.gradients_cost(problem, processor),

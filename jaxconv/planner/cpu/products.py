@@ -13,7 +13,7 @@ from jaxconv.planner.choice import Plan, is_in_a_row
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
-NARROW = 32
+FULL = 32
 """Channels or features below which XLA's convolution is faster than its product.
 
 Pointwise layers of 8 to 24, 3 to 8, 96 to 3 and 1024 to 8 channels: 0.59 to 0.76 of
@@ -51,13 +51,13 @@ def dense(problem: ConvProblem, processor: Processor) -> Plan | None:
         return Plan("product", "a matrix product of each image")
     features = problem.features
     if problem.is_kernel_gradient:
-        few = min(problem.batch, features) < NARROW
+        few = min(problem.batch, features) < FULL
         if few and product.blocks(problem)[1] > patches_gradient.CHAIN:
             return None  # stock's sum of so many terms in a row is more accurate
         return Plan("product", "a matrix product")
     terms = problem.channels * math.prod(problem.kernel_spatial)
     if processor is Processor.WIDE_AMD:
-        few = min(terms, features) < NARROW
+        few = min(terms, features) < FULL
     else:
         few = terms < FEW and features < SEVERAL
     if few:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxconv.algorithms import fold_depth, overlap_slices, patches, stencil
 from jaxconv.planner.choice import Plan, cheapest
-from jaxconv.planner.cpu.dilated import added_up
+from jaxconv.planner.cpu.input_dilated import added_up
 from jaxconv.planner.cpu.routines import has_routine
 from jaxconv.spec import ConvProblem, dilated
 

@@ -17,7 +17,7 @@ of phases count as the former: of 94 input gradients 3 are below 0.9 of stock's 
 with it and 8 with 1, 0.71 and 0.33 at worst (Intel Xeon).
 """
 
-SLOWER = {Processor.HALVED: 3e-12}
+SECONDS_PER_FLOP = {Processor.HALVED: 3e-12}
 """Seconds more for each multiplication and addition than where costs were fitted.
 
 Phases multiply more, and write less. With it whisper's input gradient is estimated to
@@ -35,7 +35,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     """
     if not subpixel.applies(problem):
         return None
-    slower, costs = SLOWER.get(processor, 0.0), {}
+    slower, costs = SECONDS_PER_FLOP.get(processor, 0.0), {}
     whole = slower * direct.scatter_flops(problem)
     if is_product_and_scatter(problem):
         costs["direct"] = NEARLY * (direct.scatter_cost(problem) + whole)

@@ -13,7 +13,7 @@ WORTH = 0.75
 SPLIT = 2
 """How much longer transforms may take by rows, which overlap, to need less memory."""
 
-SLOWER = {
+LONGER = {
     Processor.NARROW: (2.5, 2.25),
     Processor.WIDE: (2.5, 2.25),
     Processor.HALVED: (2.5, 2.25),
@@ -75,7 +75,7 @@ def rule(
             algorithm, count, one = "by_rows", rows, part
     if count == 1 and not _fits(one, at_most=2 * _operand_bytes(one)):
         return None
-    slower, sums_slower = SLOWER[processor]
+    slower, sums_slower = LONGER[processor]
     seconds = slower * count * fourier.cost(one)
     sums = None if found is None else found.seconds
     if sums is None:
