@@ -9,6 +9,7 @@ import pytest
 
 import jaxconv
 import jaxconv.lax
+from jaxconv.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,6 +22,12 @@ def test_examples_run(page):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         exec("\n".join(blocks), {})
+
+
+def test_every_algorithm_is_among_the_identities():
+    text = (ROOT / "docs" / "identities.md").read_text()
+    assert not {name for name in ALGORITHMS if f"`{name}`" not in text}
+    assert not [page for page in PAGES if "$$" in page.read_text()]  # nothing draws it
 
 
 def test_the_notebook_is_redone():
