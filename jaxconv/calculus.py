@@ -61,6 +61,12 @@ def merge_axis(x: jax.Array, source: int, target: int, outer: int = 1) -> jax.Ar
 def split_axis(y: jax.Array, axis: int, size: int, outer: int = 1) -> jax.Array:
     """Undo `merge_axis`: take the axis of `size` out of `axis`, and put it before it.
 
+    Args:
+      y: the array.
+      axis: the axis that is split, (outer, size, inner).
+      size: of the axis that is taken out.
+      outer: blocks that stay outermost.
+
     Example:
       >>> split_axis(jnp.arange(6), 0, 2).tolist()
       [[0, 1, 2], [3, 4, 5]]
@@ -123,6 +129,12 @@ def input_gradient(
     what makes I windows. Features and channels change places; batch groups come back
     as feature groups, their G blocks of dx side by side in the features
     (`ungrouped_input_gradient` moves them to the batch).
+
+    Args:
+      spec: of the convolution.
+      x_shape: of its input, as of dx.
+      kernel_shape: of its kernel.
+      y_shape: of its output, as of g.
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
     x, k, g = _extents(spec, x_shape, kernel_shape, y_shape)
@@ -156,6 +168,12 @@ def input_gradient_over_kernel(
     as feature groups, whose G blocks stand in the features of k as they are, and are
     moved in g from its features to its batch, by `transposed_kernel`. Feature groups
     would have to be moved in dx, too, and are not taken.
+
+    Args:
+      spec: of the convolution, without feature groups.
+      x_shape: of its input, as of dx.
+      kernel_shape: of its kernel.
+      y_shape: of its output, as of g.
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
     x, k, g = _extents(spec, x_shape, kernel_shape, y_shape)
@@ -214,6 +232,12 @@ def kernel_gradient(
     what makes K windows. The sum runs over the batch, which therefore is the channel
     of this convolution, and the channels c are its batch: feature groups of the layer
     are batch groups of the gradient, and batch groups are feature groups.
+
+    Args:
+      spec: of the convolution.
+      x_shape: of its input.
+      kernel_shape: of its kernel, as of dk.
+      y_shape: of its output, as of g.
     """
     x_axes, kernel_axes, y_axes = spec.dimension_numbers
     x, k, g = _extents(spec, x_shape, kernel_shape, y_shape)
@@ -261,6 +285,15 @@ def batched(
     Where blocks stand in that axis already (G batch groups in the batch, G groups of
     either kind in the features) they stay outermost, so that block and block still
     meet; with both mapped, b is the outermost block itself.
+
+    Args:
+      spec: of one of them.
+      size: how many there are, the size of the mapped axis.
+      x_mapped: whether each has an x of its own.
+      kernel_mapped: whether each has a kernel of its own; one of the two is.
+
+    Returns:
+      The spec of the one convolution, and where b goes in its three arrays.
     """
     (batch, *_), (feature, *_), (y_batch, y_feature, *_) = spec.dimension_numbers
     if x_mapped and kernel_mapped:

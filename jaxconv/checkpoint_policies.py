@@ -105,7 +105,7 @@ def offload_convs(offload_src: str, offload_dst: str) -> Policy:
       >>> block = jax.checkpoint(jax.numpy.sin,
       ...                        policy=offload_convs("device", "pinned_host"))
     """
-    # JAX has policies that offload products and names: a product's answer is the one.
+    # JAX's policy for products, asked about one, gives the answer for a convolution.
     of_products = jax.checkpoint_policies.offload_dot_with_no_batch_dims(
         offload_src, offload_dst
     )

@@ -4,9 +4,9 @@ It is bilinear, so that forward and reverse mode, their compositions and linear
 transposition follow from two transposes, which `calculus` writes as convolutions again.
 Batching maps it to itself. Lowering asks the planner, per platform.
 
-    y = conv(x, kernel, spec)                 bind the primitive
-    dx = input_gradient(g, kernel, x)         its transpose in x
-    dkernel = kernel_gradient(g, x, kernel)   its transpose in the kernel
+    y = conv(x, kernel, spec)                                   bind the primitive
+    dx = input_gradient(g, kernel, typeof(x), spec=spec)        its transpose in x
+    dkernel = kernel_gradient(g, x, typeof(kernel), spec=spec)  ... in the kernel
 
 `transposes` makes primitives of two linear maps that multiply nothing, which platforms
 compute in ways of their own and transforms see as one operation.

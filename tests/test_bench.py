@@ -431,7 +431,7 @@ def test_the_peer_is_asked_in_its_own_layout(monkeypatch, tmp_path):
     stand_in.write_text(
         f"#!{sys.executable}\n"
         "import json, sys\n"
-        "print(json.dumps({'version': '0'}), flush=True)\n"
+        "print(json.dumps('ready'), flush=True)\n"
         "for line in sys.stdin: print(line, end='', flush=True)\n"
     )
     stand_in.chmod(0o755)

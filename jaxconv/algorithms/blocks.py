@@ -85,8 +85,8 @@ def block(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Where block `index` of `count` starts, its linear indices, and which are new.
 
-    Blocks beyond the last are moved back to end at `total`, so that none is cut short.
-    None stands for all, where there are no such blocks.
+    The last block is moved back to end at `total`, so that it is not cut short, and new
+    are its indices that no block before it has; None, for all, where blocks fit.
     """
     start, within = index * size, lax.iota(np.int32, size)
     if count * size == total:

@@ -1,14 +1,18 @@
 """A grouped convolution block of groups by block of groups.
 
-The groups are convolutions of their own, so that some may be taken after the others, in
-a loop whose body is a convolution in fewer groups. Their channels and features stand
-side by side in x, the kernel and y.
+The groups g are convolutions of their own,
 
-Applies to several groups of either kind. Blocks are such that the Fourier transforms of
-one stay in the cache, which are many times as large as the layer's own arrays: 31x31
-taps, 8 images of 28x28, 256 channels take 17 ms and 33 MB at once, 9.8 ms and 2 MB in
-blocks (2 cores of an AMD EPYC, jax 0.12.0.1, float32). Costs the loop, and some groups
-twice where their number has no fitting divisor.
+    y[n, (g, f), o] = Σ_{c, t} x̃[n, (g, c), s·o + d·t − p] · k[(g, f), c, t],
+
+so that some may be taken after the others, g = start, ..., start + size − 1, in a loop
+whose body is a convolution in fewer groups. Their channels and features stand side by
+side in x, the kernel and y.
+
+Applies to several groups of either kind. Blocks, whatever computes them, are such that
+the Fourier transforms of one would stay in the cache, which are many times as large as
+the layer's own arrays: 31x31 taps, 8 images of 28x28, 256 channels take 17 ms and 33 MB
+at once, 9.8 ms and 2 MB in blocks (2 cores of an AMD EPYC, jax 0.12.0.1, float32).
+Costs the loop, and some groups twice where their number has no fitting divisor.
 """
 
 import jax

@@ -140,8 +140,8 @@ RATES = {
 """Measured on 2 cores each, jax 0.12.0.1.
 
 Fitted to 397, 508 and 660 dense layers in float32, of 1 to 1024 channels and features,
-7 to 4096 points and 1 to 64 images; the last not since runs are copied by vectors,
-which makes the algorithm 1.1 to 1.6 times as fast. The Xeon's rates are those of an AMD
+7 to 4096 points and 1 to 64 images; the last before runs were copied by vectors, by
+which the algorithm is 1.1 to 1.6 times as fast. The Xeon's rates are those of an AMD
 EPYC of the fourth generation too: over 840 random kernel gradients on it the choice
 takes 1.06 times as long as the best, with rates fitted to them 1.07 times, and with
 those of the fifth generation 1.11 times.

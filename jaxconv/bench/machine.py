@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxconv import __version__
 from jaxconv.bench.timing import compare
 
 _SIDE, _ENTRIES = 1024, 1 << 22
@@ -38,7 +39,8 @@ def probe(dtype: Any = jnp.float32) -> Machine:
     device = jax.devices()[0]
     return Machine(
         f"{_processor()}, {device.device_kind if device.platform != 'cpu' else 'CPU'}, "
-        f"Python {platform.python_version()}, jax {jax.__version__}",
+        f"Python {platform.python_version()}, jax {jax.__version__}, "
+        f"jaxconv {__version__}",
         2 * _SIDE**3 / product.fastest,
         2 * line.nbytes / copy.fastest,
     )

@@ -40,15 +40,13 @@ class Peer:
                 f"bench: --peer-python must be an interpreter that has torch, but got "
                 f"{python} ({cause}). Name one that can be run."
             ) from cause
-        answer = self._answer()
-        if not answer:
+        if self._answer() is None:  # its greeting
             _, said = self._process.communicate()
             raise PeerError(
                 f"bench: --peer torch needs torch in {python or sys.executable}, but "
                 f"it said {said.strip().splitlines()[-1:]}. Install it there (pip "
                 "install torch), or name an interpreter that has it by --peer-python."
             )
-        self.version = answer["version"]
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None

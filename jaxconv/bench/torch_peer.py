@@ -14,7 +14,7 @@ def main() -> None:
     """Answer until the input ends."""
     torch = importlib.import_module("torch")
     F = importlib.import_module("torch.nn.functional")
-    print(json.dumps({"version": torch.__version__}), flush=True)
+    print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         seconds = min(

@@ -6,11 +6,12 @@ from typing import NamedTuple
 from jaxconv.spec import ConvProblem
 
 LARGER = 4
-"""How many times as many taps as positions of the input make it worth to swap them.
+"""How many times as many taps as positions of x a kernel has that is swapped with it.
 
-Where the images, which become features, fill vectors, and channels are added up, any
-more taps do. Over 120 random layers of the kind 2.5 times as fast as the best of the
-others in geometric mean, 150 times at most, 0.6 at least (AMD EPYC with AVX-512).
+It is with any more taps than positions where the images, which become features, fill
+vectors, and channels are added up. Over 120 random layers of the kind 2.5 times as fast
+as the best of the others in geometric mean, 150 times at most, 0.6 at least (AMD EPYC
+with AVX-512).
 """
 
 

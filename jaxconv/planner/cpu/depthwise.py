@@ -60,7 +60,8 @@ AVX-512). On one of the fourth generation, over 30 others, 1.14 times.
 def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     """Groups too small for matrix products.
 
-    12 to 130 times as fast as stock's on every depthwise layer of the zoo.
+    20 to 170 times as fast as stock's, forward and input gradient, on every depthwise
+    layer of the zoo (AMD EPYC of the fifth generation).
     """
     spec, G = problem.spec, problem.spec.groups
     if G == 1 or problem.features > SMALL * G:

@@ -113,7 +113,8 @@ def of_depthwise(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan
 def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     """Whether it is one of few features for each channel, to which costs were fitted.
 
-    Not of an input with zeros, but in full vectors: sub-pixel phases are faster.
+    With zeros between its entries, only if its features fill a vector or it has three
+    axes: sub-pixel phases are faster otherwise.
     """
     spec = problem.spec
     few = problem.features <= SMALL * spec.groups
@@ -123,13 +124,13 @@ def _is_depthwise_gradient(problem: ConvProblem) -> bool:
 
 
 def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
-    """Whether one with one feature in each group, exchanged a depthwise one, is to be.
+    """Whether to exchange x and the kernel of a gradient that is a depthwise one then.
 
-    Not with zeros between the entries of what x is then, nor where both are, which
-    would be exchanged without end. Over 159 random kernel gradients the choice takes
-    1.08 times as long as the best, and 1.58 without: 64 to 32 in 32 groups, 1x1 on 16
-    images of 39x16, 6.6 and 0.92 ms; transposed, 8 to 2 in 2, 2x2 with stride 4 on 8 of
-    41x18, 3.7 and 0.18 (Intel Xeon).
+    So is one whose groups have one feature. Not with zeros between the entries of what
+    x is then, nor where both are, which would be exchanged without end. Over 159 random
+    kernel gradients the choice takes 1.08 times as long as the best, and 1.58 without:
+    64 to 32 in 32 groups, 1x1 on 16 images of 39x16, 6.6 and 0.92 ms; transposed, 8 to
+    2 in 2, 2x2 with stride 4 on 8 of 41x18, 3.7 and 0.18 (Intel Xeon).
     """
     undilated = max(exchanged.spec.lhs_dilation, default=1) == 1
     return undilated and not depthwise_gradient.applies(problem)

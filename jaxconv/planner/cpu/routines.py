@@ -20,7 +20,10 @@ With 0.7 it takes 1.12 times as long, with 1.2 1.09 times.
 def mended(problem: ConvProblem) -> Plan | None:
     """A plan that lets XLA:CPU use its own routine, by laying out zeros or axes."""
     if pad.mends(problem):
-        return Plan("pad", "XLA:CPU exchanges input and kernel, if that has more taps")
+        return Plan(
+            "pad",
+            "else XLA:CPU exchanges x and a kernel of more taps",
+        )
     if _is_routine(problem):
         return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
     return None
