@@ -145,71 +145,75 @@ def _sliced(x: jax.Array, axes: Sequence[Axis], taps: Sequence[Index]) -> jax.Ar
 
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
-    """Add up the terms, all at once, by channels of each group, or block by block."""
-    spec, axes = problem.spec, axes_of(problem)
+    """Add up the terms, block by block, or all at once by channels of each group."""
+    spec = problem.spec
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    G, C, sums = spec.feature_group_count, problem.channels, accumulator(problem)
-    m = problem.features // G
     x = x.transpose(batch, *spatial, channel)
-    x = x.reshape(*x.shape[:-1], G, C)
+    x = x.reshape(*x.shape[:-1], spec.feature_group_count, problem.channels)
     kernel = kernel.transpose(in_feature, *taps, feature)
-    terms = kernel.shape[:-1]
-    kernel = kernel.reshape(-1, problem.features).astype(sums)  # [(c, t), F]
-    total, zeros_first = len(kernel), is_padded(problem)
-    positions, outputs = problem.output_spatial, coordinates(axes, "outputs")
-    if zeros_first or total > TERMS or total * math.prod(positions) > PLACES:
-        outputs = np.ix_(*(np.arange(size, dtype=np.int32) for size in positions))
+    kernel = kernel.astype(accumulator(problem))
+    several = problem.channels * math.prod(problem.kernel_spatial) > TERMS
+    y = (_in_blocks if several else _unrolled)(problem, x, kernel)
+    return spec.laid_out(y)
+
+
+def _in_blocks(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Y [N, *O, F], of x [N, *I, G, C] and the kernel [C, *K, F]: some terms at a time.
+
+    Terms are pairs (c, t), in the order of the kernel.
+    """
+    axes, terms = axes_of(problem), kernel.shape[:-1]
+    kernel = kernel.reshape(-1, problem.features)
+    count, size = blocks_of(len(kernel), AT_ONCE)
+    stacked = jnp.stack(_copies(problem, x, range(problem.channels)))
+    outputs = _lines(problem.output_spatial)
+
+    def add(index: jax.Array, y: jax.Array) -> jax.Array:
+        _, q, new = block(index, count, size, len(kernel))
+        for i in range(size):
+            c, *t = unravel(q[i], terms)
+            X = windows(at(stacked, c), axes, slice(None), outputs, t)
+            product = _times(X, cut(kernel, {0: (q[i], 1)}))
+            y = y + only(None if new is None else new[i], product)
+        return y
+
+    shape = (problem.batch, *problem.output_spatial, problem.features)
+    y = loop(count, add, zeros(shape, kernel.dtype, x), routine=False)
+    return y.astype(problem.output_dtype)
+
+
+def _unrolled(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Y [N, *O, F], of x [N, *I, G, C] and the kernel [C, *K, F]: one sum of all terms.
+
+    But for channels whose copies, for each of a group's features, are large together:
+    those are added up after each other.
+    """
+    axes, C, positions = axes_of(problem), problem.channels, problem.output_spatial
+    taps, zeros_first = math.prod(problem.kernel_spatial), is_padded(problem)
+    weights = kernel.reshape(-1, problem.features)
+    if zeros_first or C * taps * math.prod(positions) > PLACES:
+        outputs = _lines(positions)
     else:
-        positions = (math.prod(positions),)
-    shape = (problem.batch, *positions)
-
-    def copies(channels: Iterable[int]) -> list[jax.Array]:
-        """Channel c of each group, for each of the group's features: [N, *I, F]."""
-        parts = [jnp.repeat(x[..., c], m, -1) for c in channels]
-        # What is read for several channels or features would be computed for each.
-        return lax.optimization_barrier(parts) if C > 1 or m > 1 else parts
-
-    def times(X: jax.Array, k: jax.Array) -> jax.Array:
-        # Of lax, as there are many: NumPy's way is traced in four times the time.
-        k = lax.broadcast_in_dim(k, X.shape, (X.ndim - 2, X.ndim - 1))
-        return lax.mul(lax.convert_element_type(X, sums), k)
-
-    if total > TERMS:
-        count, size = blocks_of(total, AT_ONCE)
-        stacked = jnp.stack(copies(range(C)))
-
-        def add(index: jax.Array, y: jax.Array) -> jax.Array:
-            _, q, new = block(index, count, size, total)
-            for i in range(size):
-                c, *t = unravel(q[i], terms)
-                X = windows(at(stacked, c), axes, slice(None), outputs, t)
-                product = times(X, cut(kernel, {0: (q[i], 1)}))
-                y = y + only(None if new is None else new[i], product)
-            return y
-
-        start = zeros((*shape, problem.features), sums, x)
-        y = loop(count, add, start, routine=False)
-        return spec.laid_out(y.astype(problem.output_dtype))
+        outputs = coordinates(axes, "outputs")
 
     def of_channel(c: int, part: jax.Array) -> Iterator[jax.Array]:
         own = padded(part, axes) if zeros_first else None
-        for t in np.ndindex(*terms[1:]):
-            place = int(np.ravel_multi_index((c, *t), terms))
-            k = lax.slice_in_dim(kernel, place, place + 1)
+        for place, t in enumerate(np.ndindex(*problem.kernel_spatial), c * taps):
             if own is None:
                 X = windows(part, axes, slice(None), outputs, [np.int32(i) for i in t])
             else:
                 X = _sliced(*own, t)
-            yield times(X, k)
+            yield _times(X, lax.slice_in_dim(weights, place, place + 1))
 
+    m = problem.features // problem.spec.feature_group_count
     copied = math.prod(x.shape[:-1]) * m * problem.dtype.itemsize
     at_once, y = max(SMALL // copied, 1), None
     for first in range(0, C, at_once):
         channels = range(first, min(first + at_once, C))
         products = [
             product
-            for c, part in zip(channels, copies(channels), strict=True)
+            for c, part in zip(channels, _copies(problem, x, channels), strict=True)
             for product in of_channel(c, part)
         ]
         y = added_up(products if y is None else [y, *products])
@@ -222,7 +226,30 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     if zeros_first:
         # Slices have the order of y: with merged axes 49 of them compile in 205 instead
         # of 128 ms.
-        y = lax.optimization_barrier(y)
-    else:
-        y = entries(y).reshape(len(y), *problem.output_spatial, -1)
-    return spec.laid_out(y)
+        return lax.optimization_barrier(y)
+    return entries(y).reshape(len(y), *positions, -1)
+
+
+def _copies(
+    problem: ConvProblem, x: jax.Array, channels: Iterable[int]
+) -> list[jax.Array]:
+    """Channel c of each group, for each of the group's features: [N, *I, F]."""
+    m = problem.features // problem.spec.feature_group_count
+    parts = [jnp.repeat(x[..., c], m, -1) for c in channels]
+    # What is read for several channels or features would be computed for each.
+    several = problem.channels > 1 or m > 1
+    return lax.optimization_barrier(parts) if several else parts
+
+
+def _times(X: jax.Array, k: jax.Array) -> jax.Array:
+    """What was read, times the weights [1, F] of a term.
+
+    By lax, as there are many: NumPy's way is traced in four times the time.
+    """
+    k = lax.broadcast_in_dim(k, X.shape, (X.ndim - 2, X.ndim - 1))
+    return lax.mul(lax.convert_element_type(X, k.dtype), k)
+
+
+def _lines(sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Positions along each axis, that all axes' broadcast to."""
+    return np.ix_(*(np.arange(size, dtype=np.int32) for size in sizes))
