@@ -21,7 +21,7 @@ AMD EPYC with AVX-512, jax 0.12.0.1, float32, stock's ms and ours: 1x1 stride 2 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -154,8 +154,7 @@ def cost(problem: ConvProblem, processor: Processor) -> float:
     terms = problem.channels * math.prod(problem.kernel_spatial)
     outputs, row = math.prod(problem.output_spatial), problem.batch // G
     if _is_sliced(problem):
-        last = problem.output_spatial[-1]
-        outputs, row = outputs // last, -(-last * row // VECTOR) * VECTOR
+        outputs, row = outputs // problem.output_spatial[-1], _row(problem)
     f, width = problem.features // G, outputs * row
     count, _ = _blocks(terms, width, f, problem.dtype.itemsize)
     entry = rates.alone if f == 1 else rates.entry
@@ -203,45 +202,18 @@ def _parts(size: int, width: int, f: int) -> int:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the products of the blocks of q, group after group."""
-    spec, sums = problem.spec, accumulator(problem)
+    spec, sums, G = problem.spec, accumulator(problem), problem.spec.batch_group_count
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    G, N = spec.batch_group_count, problem.batch
     x, axes = padded(x.transpose(channel, *spatial, batch), axes_of(problem))
     kernel = kernel.transpose(in_feature, *taps, feature)  # [C, *K, F]
     terms, kernel = kernel.shape[:-1], kernel.reshape(-1, G, kernel.shape[-1] // G)
-    features = kernel.shape[-1]
-    if features == 1:
+    if kernel.shape[-1] == 1:
         # XLA:CPU inlines products with a vector, and adds their terms up in a row.
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1)))
-    # Entry s·o + d·t − p of channel c stands as far from the first as o and q say.
-    pitches = [math.prod(a.size for a in axes[i:]) for i in range(len(axes) + 1)]
-    steps = [pitches[0], *(a.rhs_dilation * p for a, p in _pairs(axes, pitches))]
-    origin = -sum(a.low * p for a, p in _pairs(axes, pitches))
-    outer, run, unit = axes, N // G, G
-    if _is_sliced(problem):
-        outer, last = axes[:-1], axes[-1]
-        run, unit = -(-last.outputs * N // VECTOR) * VECTOR, N
-        x = jnp.pad(x.reshape(-1), (0, VECTOR))  # the last row may read so far
-    else:
-        x = x.reshape(-1, run)
-    grid = coordinates(outer, "outputs")
-    offsets = np.zeros(1, np.int32)
-    for o, (axis, pitch) in zip(grid, _pairs(outer, pitches), strict=True):
-        offsets = offsets + np.int32(axis.stride * pitch * unit) * o
-    width, (total, _, f) = len(offsets) * run, kernel.shape
+    total, _, f = kernel.shape
+    patches, width = _reader(problem, x, axes, terms)
     count, size = _blocks(total, width, f, problem.dtype.itemsize)
-
-    def patches(q: jax.Array, group: Index) -> jax.Array:
-        base = origin
-        for t, step in zip(unravel(q, terms), steps, strict=True):
-            base = base + t * np.int32(step)
-        start = lax.optimization_barrier(base * unit + group)
-        X = runs(x, [start[:, None] + offsets[None]], run)
-        # XLA merges the axes in the same loop, which then copies entry by entry.
-        X = lax.optimization_barrier(X) if len(offsets) > 1 else X
-        return X.reshape(size, width)
-
     parts = _parts(size, width, f)
     patches_first = width < f  # the smaller matrix
     precision = problem.precision if patches_first else problem.exchanged_precision
@@ -277,20 +249,76 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         return summed(count, lambda index: product(index, group), shape, sums, x)
 
     if G == 1:
-        y = of_group(np.int32(0)).astype(problem.output_dtype)
+        y = of_group(np.int32(0)).astype(problem.output_dtype)[None]
     else:
         y = stacked(G, of_group, shape, problem.output_dtype, x)
-    # Moved in one step: XLA gives products that are transposed twice a layout that
-    # costs more than both, 2.7 instead of 0.33 ms for 24 x 1024 entries.
-    first = 1 if patches_first else 2
+    return spec.laid_out(_unpacked(problem, y, patches_first))
+
+
+def _reader(
+    problem: ConvProblem, x: jax.Array, axes: Sequence[Axis], terms: Sequence[int]
+) -> tuple[Callable[[jax.Array, Index], jax.Array], int]:
+    """What reads X [q, (o, n)] for some q of one group, and how many (o, n) there are.
+
+    Args:
+      problem: whose batch groups split n.
+      x: x̃ [C, *I, N], with its zeros in place.
+      axes: of x̃.
+      terms: sizes of what q counts, (C, *K).
+    """
+    N, G = problem.batch, problem.spec.batch_group_count
+    # Entry s·o + d·t − p of channel c stands as far from the first as o and q say.
+    pitches = [math.prod(a.size for a in axes[i:]) for i in range(len(axes) + 1)]
+    steps = [pitches[0], *(a.rhs_dilation * p for a, p in _pairs(axes, pitches))]
+    origin = -sum(a.low * p for a, p in _pairs(axes, pitches))
+    outer, run, unit = axes, N // G, G
+    if _is_sliced(problem):
+        outer, run, unit = axes[:-1], _row(problem), N
+        x = jnp.pad(x.reshape(-1), (0, VECTOR))  # the last row may read so far
+    else:
+        x = x.reshape(-1, run)
+    grid = coordinates(outer, "outputs")
+    offsets = np.zeros(1, np.int32)
+    for o, (axis, pitch) in zip(grid, _pairs(outer, pitches), strict=True):
+        offsets = offsets + np.int32(axis.stride * pitch * unit) * o
+    width = len(offsets) * run
+
+    def patches(q: jax.Array, group: Index) -> jax.Array:
+        base = origin
+        for t, step in zip(unravel(q, terms), steps, strict=True):
+            base = base + t * np.int32(step)
+        start = lax.optimization_barrier(base * unit + group)
+        X = runs(x, [start[:, None] + offsets[None]], run)
+        # XLA merges the axes in the same loop, which then copies entry by entry.
+        X = lax.optimization_barrier(X) if len(offsets) > 1 else X
+        return X.reshape(len(q), width)
+
+    return patches, width
+
+
+def _unpacked(problem: ConvProblem, y: jax.Array, patches_first: bool) -> jax.Array:
+    """[N, *O, F] of the products of all groups, [G, (o, n), f] or [G, f, (o, n)].
+
+    Moved in one step: XLA gives products that are transposed twice a layout that costs
+    more than both, 2.7 instead of 0.33 ms for 24 x 1024 entries.
+    """
+    N, outputs = problem.batch, problem.output_spatial
+    G, first = problem.spec.batch_group_count, 1 if patches_first else 2
+    run = _row(problem) if _is_sliced(problem) else N // G
+    f = y.shape[3 - first]
     y = y.reshape((G, -1, run, f) if patches_first else (G, f, -1, run))
     if _is_sliced(problem):
-        y = lax.slice_in_dim(y, 0, axes[-1].outputs * N, axis=first + 1)
-    y = y.reshape(*y.shape[:first], *problem.output_spatial, -1, *y.shape[first + 2 :])
-    image = first + len(axes)
+        y = lax.slice_in_dim(y, 0, outputs[-1] * N, axis=first + 1)
+    y = y.reshape(*y.shape[:first], *outputs, -1, *y.shape[first + 2 :])
+    image = first + len(outputs)
     order = (image, *range(first, image), 0, image + 1 if patches_first else 1)
-    y = y.transpose(order)[..., :features]  # [N, *O, G, F/G]
-    return spec.laid_out(y.reshape(*y.shape[:-2], -1))
+    y = y.transpose(order)[..., : problem.features // G]  # [N, *O, G, F/G]
+    return y.reshape(*y.shape[:-2], -1)
+
+
+def _row(problem: ConvProblem) -> int:
+    """Entries of a row of outputs of all images, in whole vectors."""
+    return -(-problem.output_spatial[-1] * problem.batch // VECTOR) * VECTOR
 
 
 def _pairs(axes: Sequence[Axis], pitches: Sequence[int]) -> Iterator[tuple[Axis, int]]:
