@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from jaxconv.primitive import conv_general_dilated_p, conv_p, dot_general_p
-from jaxconv.spec import FIELDS, ConvSpec
+from jaxconv.spec import ConvSpec
 
 Policy = Callable[..., Any]
 """Of (primitive, *types, **parameters); true to save, false to compute anew."""
@@ -65,7 +65,7 @@ def _like_lax(policy: Policy) -> Policy:
     def asked(primitive: Any, *types: Any, **params: Any) -> Any:
         if primitive is conv_p:
             spec: ConvSpec = params.pop("spec")
-            params = {**{name: getattr(spec, name) for name in FIELDS}, **params}
+            params = {**spec.geometry, **params}
             primitive = conv_general_dilated_p
         return policy(primitive, *types, **params)
 

@@ -36,7 +36,7 @@ from jaxconv.arguments import (
     per_axis,
     transposed_padding,
 )
-from jaxconv.spec import FIELDS, ConvSpec, window_extents
+from jaxconv.spec import ConvSpec, window_extents
 from jaxconv.unfold import unfold
 
 __all__ = [
@@ -150,9 +150,8 @@ def _let_lax_place(
     caller: Caller, x: Array, kernel: Array, spec: ConvSpec, out_sharding: Any
 ) -> None:
     """Refuse a sharding of the result that lax refuses."""
-    geometry = {name: getattr(spec, name) for name in FIELDS}
     placed = functools.partial(
-        lax.conv_general_dilated, out_sharding=out_sharding, **geometry
+        lax.conv_general_dilated, out_sharding=out_sharding, **spec.geometry
     )
     try:
         jax.eval_shape(placed, x, kernel)

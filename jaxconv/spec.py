@@ -127,6 +127,11 @@ class ConvSpec:
         return self.replace(**{kind: groups, "members": members})
 
     @property
+    def geometry(self) -> dict[str, Any]:
+        """The spec as the arguments of `jax.lax.conv_general_dilated`."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    @property
     def edges(self) -> list[tuple[int, int, int]]:
         """(low, high, L − 1) per spatial axis, as `lax.pad` takes them."""
         return [
