@@ -8,7 +8,9 @@ class Processor(enum.Enum):
     """Kinds of processors on which costs were measured.
 
     Those of one kind have vectors of the same width, and caches beyond a core's own of
-    about the same speed, on which it depends which of two routines is the faster.
+    about the same speed, on which it depends which of two routines is the faster. Where
+    a measurement is said to be of an AMD EPYC, or of one with AVX-512, and no more, it
+    is of the fifth generation; of one without, of the third. All were of two cores.
     """
 
     NARROW = "vectors of 256 bits: an AMD EPYC of the third generation"
