@@ -47,6 +47,7 @@ from jaxconv.spec import (
 conv_p = Primitive("jaxconv")
 
 DEVICE = jax.memory.Space.Device
+"""Where arrays are, unless a program puts them in the host's memory."""
 
 
 def conv(

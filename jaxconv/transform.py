@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray, eval_jaxpr
+from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, primitives
 from jax.extend.core.primitives import reshape_p, rev_p
 
@@ -409,14 +409,11 @@ def hides_convolutions(equation: JaxprEqn) -> bool:
     if equation.primitive in _TRANSPARENT or any(programs_in(equation)):
         return False
     bound = functools.partial(equation.primitive.bind, **equation.params)
-    types = [
-        jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
-        for atom in equation.invars
-        if isinstance(atom.aval, ShapedArray)
-    ]
+    avals: list[Any] = [atom.aval for atom in equation.invars]
     try:
+        types = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
         lowered = jax.jit(bound).trace(*types).lower(lowering_platforms=("cpu",))
-    except Exception:  # of another platform, or a collective, which stands not alone
+    except Exception:  # of another platform, or what cannot stand alone: a collective
         return False
     return "stablehlo.convolution" in lowered.as_text()
 
