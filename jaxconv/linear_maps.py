@@ -94,7 +94,9 @@ def circular(split: LinearMap, axes: Sequence[tuple[int, int, int, int]]) -> Lin
             edges = [(0, 0)] * y.ndim
             edges[axis] = (before, -(before + size) % period)
             y = jnp.pad(y, edges)
-            y = y.reshape(*y.shape[:axis], -1, period, *y.shape[axis + 1 :]).sum(axis)
+            y = y.reshape(*y.shape[:axis], -1, period, *y.shape[axis + 1 :]).sum(
+                axis, dtype=y.dtype
+            )
         return split.apply(y)
 
     def transpose(g: jax.Array) -> jax.Array:

@@ -236,6 +236,30 @@ def equals_the_reference_wherever_it_applies(name, integers, options=None):
     assert applied >= fewer.get(name, 10)
 
 
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("images", [9, 600, 9000])
+def test_layers_of_one_point_are_products_of_many_terms(integers, images, role):
+    # Squeeze-and-excitation: the axes may be kept as well as summed.
+    case = layer("", images, (1, 1), 16, 4, (1, 1))
+    problem = problem_in(case, role, jnp.float32)
+    assert product.applies(problem)
+    x, kernel = integers(*problem.x_shape), integers(*problem.kernel_shape)
+    y = product.run(problem, jnp.asarray(x), jnp.asarray(kernel), directly)
+    expected = reference_conv(x, kernel, **problem.spec.geometry)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16])
+def test_sums_in_parts_stay_of_their_dtype(dtype):
+    case = layer("", 64, (12, 12), 64, 64, (3, 3), padding=(1, 1))
+    problem = problem_in(case, "kernel_gradient", dtype)
+    shapes = problem.x_shape, problem.kernel_shape
+    x, kernel = (jnp.asarray(a) for a in draw(0, dtype, *shapes))
+    y = patches_gradient.run(problem, x, kernel, directly)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, directly(problem.spec, x, kernel))
+
+
 def lowered(conv, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     return jax.jit(conv).lower(*arrays)

@@ -342,6 +342,13 @@ def test_init_draws_lecun_normal_kernels():
     chex.assert_trees_all_equal(bare.kernel, jnp.ones((3, 1, 2), jnp.bfloat16))
 
 
+def test_small_integers_are_wrapped_around_in_their_own_dtype():
+    params = {"kernel": jnp.ones((3, 2, 4), jnp.int8)}
+    x = jnp.ones((5, 2), jnp.int8)
+    y = jaxconv.conv_transpose_forward(params, x, strides=2, padding="CIRCULAR")
+    assert y.dtype == jnp.int8
+
+
 @pytest.mark.parametrize("padding", ["CIRCULAR", "REFLECT", "REPLICATE", "CAUSAL"])
 def test_a_kernel_without_taps_has_windows_without_points(padding):
     params = {"kernel": jnp.ones((0, 2, 4))}

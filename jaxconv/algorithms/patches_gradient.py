@@ -227,7 +227,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         if parts == 1:
             return multiplied(*pair)
         split = [a.reshape(parts, -1, a.shape[-1]) for a in pair]
-        return jax.vmap(multiplied)(*split).sum(0)
+        return jax.vmap(multiplied)(*split).sum(0, dtype=sums)
 
     def multiplied(first: jax.Array, second: jax.Array) -> jax.Array:
         contracted = 0

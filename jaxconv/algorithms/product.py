@@ -71,6 +71,13 @@ def _is_summed(axis: Axis) -> bool:
     return alone and axis.low == 0 and axis.taps == axis.size
 
 
+def _kept(problem: ConvProblem) -> list[bool]:
+    """Which axes are kept, in order. One of a single entry is summed if all may be."""
+    axes = axes_of(problem)
+    summed = all(map(_is_summed, axes))
+    return [not summed and _is_kept(axis) for axis in axes]
+
+
 def applies(problem: ConvProblem) -> bool:
     """No groups, and every axis is kept or summed."""
     return (
@@ -146,7 +153,7 @@ def _features_first(problem: ConvProblem) -> bool:
 def _order(problem: ConvProblem) -> list[int | None]:
     """For each axis of y its place in the product, or None if it has one output."""
     x_axes, _, y_axes = problem.spec.dimension_numbers
-    kept = [0, *(i for i, axis in enumerate(axes_of(problem), 2) if _is_kept(axis))]
+    kept = [0, *(i for i, keep in enumerate(_kept(problem), 2) if keep)]
     # The product has what is left of x in its order, and the features on one side.
     left = sorted(x_axes[i] for i in kept)
     features_first = _features_first(problem)
@@ -162,7 +169,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     if is_apart(problem):
         return _image_by_image(problem, x, kernel)
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
-    kept = [_is_kept(axis) for axis in axes_of(problem)]
+    kept = _kept(problem)
     single = [a for a, keep in zip(kernel_axes[2:], kept, strict=True) if keep]
     kernel = lax.squeeze(kernel, single)
     summed = [1, *(i for i, keep in enumerate(kept, 2) if not keep)]
