@@ -249,6 +249,24 @@ def test_layers_of_one_point_are_products_of_many_terms(integers, images, role):
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_short_products_with_the_features_first_are_computed(integers, dtype):
+    x = jnp.asarray(integers(4, 3, 3, 8)).astype(dtype)
+    kernel = jnp.asarray(integers(1, 1, 8, 16)).astype(dtype)
+    layout = ("NHWC", "HWIO", "CNHW")
+    spec = conv_spec(
+        Caller("t"),
+        x.shape,
+        kernel.shape,
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=layout,
+    )
+    problem = ConvProblem(spec, x.shape, kernel.shape, x.dtype)
+    y = jax.jit(functools.partial(product.run, problem, conv=directly))(x, kernel)
+    np.testing.assert_array_equal(y, directly(spec, x, kernel))
+
+
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16])
 def test_sums_in_parts_stay_of_their_dtype(dtype):
     case = layer("", 64, (12, 12), 64, 64, (3, 3), padding=(1, 1))

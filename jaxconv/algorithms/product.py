@@ -29,6 +29,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -194,11 +195,15 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     if _features_first(problem):
         factors, contracted = (kernel, x), (contracted[1], contracted[0])
         precision = problem.exchanged_precision
+    sums = accumulator(problem)
+    if problem.dtype == jnp.bfloat16 and factors[1].ndim > 2 + len(blocked):
+        # XLA:CPU ends with an error where the second factor keeps several axes.
+        factors = tuple(factor.astype(sums) for factor in factors)
     y = lax.dot_general(
         *factors,
         (contracted, (blocked, blocked)),
         precision=precision,
-        preferred_element_type=accumulator(problem),
+        preferred_element_type=sums,
     )
     y = (y.sum(0) if blocked else y).astype(problem.output_dtype)
     order = _order(problem)
