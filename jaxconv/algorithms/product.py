@@ -191,16 +191,17 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         x, kernel = (factor.reshape(number, size, -1) for factor in (x, kernel))
         contracted = (1,), (1,)
     blocked = (0,) if number > 1 else ()
-    factors, precision = (x, kernel), problem.precision
+    left, right, precision = x, kernel, problem.precision
     if _features_first(problem):
-        factors, contracted = (kernel, x), (contracted[1], contracted[0])
+        left, right, contracted = kernel, x, (contracted[1], contracted[0])
         precision = problem.exchanged_precision
     sums = accumulator(problem)
-    if problem.dtype == jnp.bfloat16 and factors[1].ndim > 2 + len(blocked):
+    if problem.dtype == jnp.bfloat16 and right.ndim > 2 + len(blocked):
         # XLA:CPU ends with an error where the second factor keeps several axes.
-        factors = tuple(factor.astype(sums) for factor in factors)
+        left, right = left.astype(sums), right.astype(sums)
     y = lax.dot_general(
-        *factors,
+        left,
+        right,
         (contracted, (blocked, blocked)),
         precision=precision,
         preferred_element_type=sums,
