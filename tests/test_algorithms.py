@@ -16,6 +16,7 @@ import jaxconv
 import jaxconv.lax
 from jaxconv.algorithms import (
     ALGORITHMS,
+    by_channels,
     by_image,
     by_rows,
     compute,
@@ -131,6 +132,17 @@ GRADIENTS = [
 ]
 
 
+BEYOND = [
+    layer("beyond.1d.causal", 2, (5,), 3, 4, (4,), dilation=7, padding=(21, 0)),
+    layer("beyond.1d.nothing", 2, (3,), 3, 4, (2,), dilation=20, padding=(10, 9)),
+    layer("beyond.1d.transposed", 2, (2,), 3, 4, (3,), input_dilation=3,
+          padding=(11, 5)),
+    layer("beyond.2d", 2, (3, 4), 4, 6, (3, 3), dilation=5, padding=(5, 5), groups=2),
+    layer("beyond.2d.strided", 2, (5, 4), 4, 3, (3, 2), dilation=4, strides=3,
+          padding=(9, 8), channels_first=True),
+]  # fmt: skip
+
+
 TABLE = [
     *CASES,
     *map(random_case, range(100, 147)),
@@ -139,6 +151,7 @@ TABLE = [
     *OUTERMOST,
     *SUMS,
     *GRADIENTS,
+    *BEYOND,
     layer("1d.channels", 2, (9,), 7, 4, (3,), padding=(1, 0)),
     layer("2d.small", 2, (2, 3), 4, 5, (6, 5), padding=(4, 3)),
 ]
@@ -168,6 +181,7 @@ SMALL = {
     stencil: {"BLOCK": 1 << 10, "TERMS": 3},
     pointwise_groups: {"BLOCK": 64},
     product: {"CHAINS": ((2, 4), (4, 3))},
+    by_channels: {"BLOCK": 256},
     by_image: {"BLOCK": 64},
     by_rows: {"BLOCK": 64},
     fourier: {"BLOCK": 1 << 11, "SUM": 3},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import jaxconv.lax
 from jaxconv.algorithms import (
     ALGORITHMS,
     by_image,
+    compute,
     patches_gradient,
     swap,
 )
@@ -59,7 +61,7 @@ def test_nothing_is_exchanged_twice(rank):
             again = plan(swap.swapped_problem(problem), "cpu").algorithm
             assert again != "swap", problem
             swapped += 1
-    assert swapped > 100
+    assert swapped > 25
 
 
 @pytest.mark.parametrize("processor", Processor)
@@ -181,6 +183,51 @@ def test_transforms_that_take_much_memory_are_of_some_images_or_rows():
             chosen = plan(problem, "cpu", processor=Processor.WIDE_AMD)
             assert chosen.algorithm == known, role
             assert "transforms" in chosen.reason
+
+
+@pytest.mark.parametrize("processor", Processor)
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "groups", "dilation"),
+    [
+        (8, (14, 14), 64, 8, 12),
+        (1, (33, 33), 512, 1, 18),
+        (4, (6, 6, 6), 64, 1, 5),
+        (1, (8, 8, 8), 128, 4, 7),
+        (2, (8, 8, 8), 64, 4, 16),
+        (1, (4, 4, 4, 4), 64, 2, 3),
+        (16, (1024,), 32, 4, 512),
+    ],
+)
+def test_memory_is_bounded_where_padding_is_larger_than_the_input(
+    batch, size, channels, groups, dilation, processor
+):
+    edges = (dilation, dilation)
+    case = layer("", batch, size, channels, channels, (3,) * len(size), groups=groups,
+                 dilation=dilation, padding=edges)  # fmt: skip
+    for role in ROLES:
+        problem = problem_in(case, role, jnp.float32)
+
+        def choose(inner):
+            return plan(inner, "cpu", processor=processor).algorithm
+
+        run = functools.partial(compute, problem, choose(problem), choose)
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)
+                  for shape in (problem.x_shape, problem.kernel_shape)]  # fmt: skip
+        analysis: Any = jax.jit(run).lower(*arrays).compile().memory_analysis()
+        # Blocks of 4 MB, once more where one is worth more, and copies of operands.
+        bound = 2 * problem.bytes + (8 << 20)
+        assert analysis.temp_size_in_bytes <= bound, (role, choose(problem))
+
+
+def test_taps_that_meet_zeros_alone_are_left_out():
+    def planned(dilation, role):
+        edges = (dilation, dilation)
+        case = layer("", 2, (9, 9), 8, 8, (3, 3), dilation=dilation, padding=edges)
+        return plan(problem_in(case, role, jnp.float32), "cpu").algorithm
+
+    for role in ROLES:
+        assert planned(9, role) == "trim"
+        assert planned(8, role) != "trim"
 
 
 def test_transforms_of_a_block_are_planned_where_they_are_run_alone():

@@ -13,6 +13,7 @@ import jax
 from jax import lax
 
 from jaxconv.algorithms import (
+    by_channels,
     by_groups,
     by_image,
     by_member,
@@ -40,6 +41,7 @@ from jaxconv.algorithms import (
     stencil,
     subpixel,
     swap,
+    trim,
 )
 from jaxconv.algorithms.order import written
 from jaxconv.algorithms.protocol import Algorithm, Conv
@@ -48,10 +50,12 @@ from jaxconv.spec import ConvProblem, ConvSpec
 ALGORITHMS: dict[str, Algorithm] = {
     "empty": empty,
     "crop": crop,
+    "trim": trim,
     "overlap_add": overlap_add,
     "pad": pad,
     "product": product,
     "pointwise_groups": pointwise_groups,
+    "by_channels": by_channels,
     "by_groups": by_groups,
     "by_image": by_image,
     "by_member": by_member,

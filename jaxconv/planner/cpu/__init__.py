@@ -7,6 +7,7 @@ Eigen. All were measured on two cores; the number of cores is not asked for.
 
 import functools
 
+from jaxconv.algorithms import trim
 from jaxconv.planner.choice import Plan, first
 from jaxconv.planner.cpu import (
     dense,
@@ -23,14 +24,24 @@ from jaxconv.planner.cpu import (
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
+TRIMMED = 0.5
+"""The part of all pairs of a tap and an output up to which the others are left out.
+
+Of 2000 random layers 47 roles are trimmed, 1.9 times as fast as the other plans in
+geometric mean, 0.7 to 9 times, and with a fraction of the memory where the padding is
+much larger than x (AMD EPYC without AVX-512).
+"""
+
 
 def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
-    """Transforms, or else the answer of the first rule that has one.
+    """What meets entries alone, transforms, or the answer of the first rule with one.
 
     Args:
       problem: what is to be computed, of known sizes.
       processor: whose costs count.
     """
+    if trim.applies(problem) and trim.kept(problem) <= TRIMMED:
+        return Plan("trim", "most taps or outputs meet nothing but zeros")
     by_sums = functools.partial(_by_sums, processor=processor)
     found = by_sums(problem)
     return fourier.rule(problem, found, processor, by_sums) or found
@@ -53,6 +64,4 @@ def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
         functools.partial(dense.rule, processor=processor),
     )
     found = first(rules, problem)
-    if found is not None and found.algorithm in ("subpixel", "depthwise"):
-        found = memory.bounded(problem, found)
-    return found
+    return found and memory.bounded(problem, found)
