@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from typing import Any
 
 import chex
 import jax
@@ -31,7 +30,7 @@ from jaxconv.bench.rows import (
 from jaxconv.bench.timing import Timing
 from jaxconv.bench.transforms import TRANSFORMED
 from jaxconv.cli import main
-from jaxconv.commands import bench
+from jaxconv.commands import bench, demo
 from jaxconv.explanation import explain
 from jaxconv.testing import reference_conv_vjp
 
@@ -47,7 +46,7 @@ def small(monkeypatch):
     """The command, on layers of no size, as users have JAX."""
     monkeypatch.setitem(SUITES, "zoo", SMALL)
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(bench, "probe", lambda: Machine("here", 1e11, 1e10))
+    monkeypatch.setattr(bench, "probe", lambda dtype: Machine("here", 1e11, 1e10))
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -233,6 +232,9 @@ def test_bench_prints_and_writes(small, tmp_path, capsys):
         assert text in printed
     kept = json.loads(out.read_text())
     assert kept["complete"] is True
+    assert kept["asked"]["suite"] == "zoo"
+    assert kept["asked"]["roles"] == ["forward", "kernel_gradient"]
+    assert kept["layers"]["a"]["kernel_shape"] == list(SMALL[0].kernel_shape)
     assert [(row["layer"], row["role"]) for row in kept["rows"]] == [
         *(("a", "forward"), ("a", "kernel_gradient")),
         *(("c", "forward"), ("c", "kernel_gradient")),
@@ -272,6 +274,57 @@ def test_an_interrupted_bench_keeps_what_it_measured(
     kept = json.loads(out.read_text())
     assert (kept["complete"], len(kept["rows"])) == (False, 2)
     assert "Interrupted after 2 of 9" in capsys.readouterr().out
+
+
+def test_a_run_that_measured_nothing_leaves_no_older_figures(
+    small, tmp_path, monkeypatch
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "measure", interrupted)
+    out = tmp_path / "bench.json"
+    out.write_text('{"complete": true}')
+    assert main(["bench", "--json", str(out)]) == bench.INTERRUPTED
+    kept = json.loads(out.read_text())
+    assert (kept["complete"], kept["rows"]) == (False, [])
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--plot"], ["demo", "--out"]])
+def test_a_picture_needs_matplotlib_before_the_run(
+    arguments, small, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(bench, "probe", lambda *_: pytest.fail("was begun"))
+    monkeypatch.setattr(demo, "init", lambda *_: pytest.fail("was begun"))
+    assert main([*arguments, str(tmp_path / "picture.png")]) == 1
+    assert "this command needs matplotlib" in capsys.readouterr().err
+
+
+def test_names_that_are_asked_for_twice_are_measured_once(small, tmp_path):
+    out = tmp_path / "bench.json"
+    arguments = ["bench", "--only", "a,a", "--roles", "forward,forward"]
+    assert main([*arguments, "--json", str(out)]) == 0
+    assert len(json.loads(out.read_text())["rows"]) == 1
+
+
+def test_the_best_plan_is_not_told_to_lose():
+    choice = Choice("a", "forward", "direct", {"direct": timing(1.0)})
+    assert report.regrets([choice])["regret"][2] == "a, forward: direct"
+
+
+@pytest.mark.parametrize("run", [measure, choose])
+def test_unknown_roles_are_named(run):
+    with pytest.raises(ValueError, match="but got role='kernel_grad'"):
+        run(SMALL[0], "kernel_grad", rounds=1, seconds=0)
+
+
+def test_nothing_is_compared_without_a_round():
+    with pytest.raises(ValueError, match="but got rounds=0 and 1 programs"):
+        compare({"a": jnp.sin}, [jnp.ones(3)], rounds=0)
+    with pytest.raises(ValueError, match="and 0 programs"):
+        compare({}, [jnp.ones(3)])
 
 
 def test_bench_judges_the_plan(small, tmp_path, capsys):
@@ -405,8 +458,36 @@ def test_an_interpreter_without_torch_is_named(small, tmp_path, capsys):
     assert main(["bench", "--peer", "torch", "--peer-python", str(without)]) == 1
     said = capsys.readouterr().err
     assert str(without) in said
-    assert "No module named 'torch'" in said
+    assert "it said: No module named 'torch'. Install" in said
     assert "pip install torch" in said
+
+
+@pytest.mark.parametrize(
+    ("program", "told"), [("true", "nothing"), ("echo no torch", "no torch")]
+)
+def test_what_is_no_interpreter_is_told_to_be_none(
+    program, told, small, tmp_path, capsys
+):
+    other = tmp_path / "python"
+    other.write_text(f"#!/bin/sh\n{program}\n")
+    other.chmod(0o755)
+    assert main(["bench", "--peer", "torch", "--peer-python", str(other)]) == 1
+    assert f"it said: {told}. Install it there" in capsys.readouterr().err
+
+
+def test_a_peer_that_fails_leaves_what_was_measured(small, tmp_path, capsys):
+    other, out = tmp_path / "python", tmp_path / "bench.json"
+    other.write_text(
+        "#!/bin/sh\necho '\"ready\"'; read a; echo 0.5; read b; echo too large >&2\n"
+    )
+    other.chmod(0o755)
+    arguments = ["bench", "--peer", "torch", "--peer-python", str(other)]
+    assert main([*arguments, "--only", "a", "--json", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "torch failed on a, input_gradient: too large" in said.err
+    assert "time over the peer's" in said.out
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["peer"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -426,17 +507,21 @@ def test_bad_arguments(arguments, message, capsys):
 
 
 def test_the_peer_is_asked_in_its_own_layout(monkeypatch, tmp_path):
-    # A stand-in that answers with what it was asked: N, C, *I and F, C/G, *K.
+    # A stand-in that keeps what it was asked: N, C, *I and F, C/G, *K.
     stand_in = tmp_path / "python"
     stand_in.write_text(
         f"#!{sys.executable}\n"
         "import json, sys\n"
         "print(json.dumps('ready'), flush=True)\n"
-        "for line in sys.stdin: print(line, end='', flush=True)\n"
+        f"kept = open({str(tmp_path / 'asked')!r}, 'w')\n"
+        "for line in sys.stdin:\n"
+        "    print(line, end='', file=kept, flush=True)\n"
+        "    print(0.5, flush=True)\n"
     )
     stand_in.chmod(0o755)
     with Peer(str(stand_in)) as peer:
-        asked: Any = peer.seconds(SMALL[0], "forward", "float32", 9)
+        assert peer.seconds(SMALL[0], "forward", "float32", 9) == 0.5
+    asked = json.loads((tmp_path / "asked").read_text())
     assert asked["x_shape"] == [2, 4, 9, 8]
     assert asked["kernel_shape"] == [6, 4, 3, 2]
     assert (asked["strides"], asked["padding"]) == ([2, 2], [[1, 0], [1, 0]])

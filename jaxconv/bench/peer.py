@@ -40,18 +40,25 @@ class Peer:
                 f"bench: --peer-python must be an interpreter that has torch, but got "
                 f"{python} ({cause}). Name one that can be run."
             ) from cause
-        if self._answer() is None:  # its greeting
+        greeting = self._answer()
+        if greeting != "ready":
+            self._process.kill()
             _, said = self._process.communicate()
+            told = (said.strip() or str(greeting or "nothing")).splitlines()[-1]
             raise PeerError(
                 f"bench: --peer torch needs torch in {python or sys.executable}, but "
-                f"it said {said.strip().splitlines()[-1:]}. Install it there (pip "
-                "install torch), or name an interpreter that has it by --peer-python."
+                f"it said: {told}. Install it there (pip install torch), or name an "
+                "interpreter that has it by --peer-python."
             )
 
     def _answer(self) -> Any:
+        """What it wrote on a line, as it stands where that is no JSON; or None."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        return json.loads(line) if line else None
+        try:
+            return json.loads(line) if line else None
+        except json.JSONDecodeError:
+            return line.strip()
 
     def seconds(self, case: ConvCase, role: str, dtype: str, rounds: int) -> float:
         """The fastest of so many runs of the layer's role, in its faster layout."""
@@ -75,9 +82,11 @@ class Peer:
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
-        if answer is None:
+        if not isinstance(answer, float):
+            self._process.kill()
             _, said = self._process.communicate()
-            raise PeerError(f"bench: torch failed on {case.name}, {role}: {said}")
+            told = said.strip() or answer
+            raise PeerError(f"bench: torch failed on {case.name}, {role}: {told}")
         return answer
 
     def __enter__(self) -> "Peer":

@@ -54,6 +54,9 @@ def choose(
       role: one of `jaxconv.bench.rows.ROLES`.
       dtype: of the operands.
       **timing: rounds and seconds, as `jaxconv.bench.timing.compare` takes them.
+
+    Raises:
+      ValueError: if `role` is no such.
     """
 
     def planned(problem: ConvProblem) -> str:

@@ -1,7 +1,9 @@
 """What a run of the benchmark found: summary, table, JSON and picture."""
 
+import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,9 @@ def regrets(choices: Sequence[Choice]) -> dict[str, tuple[float, float, str]]:
     if not choices:
         return {}
     worst = max(choices, key=lambda choice: choice.regret)
-    where = f"{_name(worst)}: {worst.chosen}, where {worst.best} is faster"
+    where = f"{_name(worst)}: {worst.chosen}"
+    if worst.best != worst.chosen:
+        where += f", where {worst.best} is faster"
     mean = geomean(choice.regret for choice in choices)
     return {"regret": (mean, worst.regret, where)}
 
@@ -89,24 +93,32 @@ def write_json(
     rows: Sequence[Row | Choice],
     found: Mapping[str, tuple[float, float, str]],
     *,
+    asked: Mapping[str, Any],
+    cases: Sequence[ConvCase],
     complete: bool,
 ) -> None:
     """Everything that was measured, machine readable.
 
     Args:
-      path: where to.
+      path: where to; what was there is replaced at once, or not at all.
       machine: on what.
       rows: what was measured so far.
       found: their summary.
+      asked: the options of the run.
+      cases: the layers, whose geometry is told; none where programs are measured.
       complete: whether that is all that was asked for.
     """
     report = {
         "machine": machine._asdict(),
+        "asked": asked,
         "complete": complete,
         "rows": [_named(row) for row in rows],
         "summary": found,
+        "layers": {case.name: dataclasses.asdict(case) for case in cases},
     }
-    path.write_text(json.dumps(report, indent=1))
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(report, indent=1))
+    os.replace(new, path)
 
 
 def _named(value: Any) -> Any:

@@ -96,14 +96,24 @@ def program(conv: Callable, case: ConvCase, role: str, dtype: Any) -> Callable:
         "input_gradient": input_gradient,
         "kernel_gradient": kernel_gradient,
     }
-    return programs[role]
+    return programs[_known(role)]
+
+
+def _known(role: str) -> str:
+    """The role, if it is one."""
+    if role not in ROLES:
+        raise ValueError(
+            f"bench: role must be one of {', '.join(ROLES)}, but got role={role!r}. "
+            "Name one of these."
+        )
+    return role
 
 
 def operands(case: ConvCase, role: str, dtype: Any) -> list[jax.Array]:
     """Random operands of the role's program."""
     y_shape = problem_of(case, "forward", dtype).output_shape
     shapes = {"x": case.x_shape, "kernel": case.kernel_shape, "g": y_shape}
-    taken = [shapes[name] for name in OPERANDS[role]]
+    taken = [shapes[name] for name in OPERANDS[_known(role)]]
     return [jnp.asarray(array) for array in draw(0, dtype, *taken)]
 
 
@@ -114,11 +124,14 @@ def problem_of(case: ConvCase, role: str, dtype: Any) -> ConvProblem:
       case: the layer.
       role: one of `ROLES`.
       dtype: of the operands.
+
+    Raises:
+      ValueError: if `role` is no such.
     """
     x, kernel, dtype = case.x_shape, case.kernel_shape, jnp.dtype(dtype)
     spec = conv_spec(Caller("bench"), x, kernel, **case.geometry)
     y = spec.output_shape(x, kernel)
-    if role == "forward":
+    if _known(role) == "forward":
         return ConvProblem(spec, x, kernel, dtype)
     if role == "kernel_gradient":
         return ConvProblem(calculus.kernel_gradient(spec, x, kernel, y), x, y, dtype)
@@ -140,13 +153,16 @@ def measure(case: ConvCase, role: str, dtype: Any = jnp.float32, **timing: Any) 
       role: one of `ROLES`.
       dtype: of the operands.
       **timing: rounds and seconds, as `jaxconv.bench.timing.compare` takes them.
+
+    Raises:
+      ValueError: if `role` is no such.
     """
     convs = {
         "stock": lax.conv_general_dilated,
         "jaxconv": jaxconv.lax.conv_general_dilated,
     }
-    programs = {name: program(conv, case, role, dtype) for name, conv in convs.items()}
     given = operands(case, role, dtype)
+    programs = {name: program(conv, case, role, dtype) for name, conv in convs.items()}
     error, errors = error_of(case, role, given), {}
     layer = problem_of(case, "forward", dtype)
 

@@ -68,12 +68,20 @@ def compare(
     Returns:
       A timing for each.
 
+    Raises:
+      ValueError: if there are no rounds, or no programs.
+
     Example:
       >>> import jax.numpy as jnp
       >>> timings = compare({"a": jnp.sin, "b": jnp.cos}, [jnp.ones(3)], seconds=0)
       >>> timings["a"].fastest <= timings["a"].median
       True
     """
+    if rounds < 1 or not programs:
+        raise ValueError(
+            "compare: rounds and the number of programs must be at least 1, but got "
+            f"rounds={rounds} and {len(programs)} programs. Run each once at least."
+        )
     names, compiled = list(programs), {}
     compile_times = dict.fromkeys(names, math.inf)
     for name in names + names[::-1]:

@@ -44,11 +44,13 @@ def _seconds(torch, F, asked: dict, channels_last: bool) -> float:
         features, channels = kernel[:2]
         kernel = (channels * asked["groups"], features // asked["groups"], *kernel[2:])
         padding = [r - low for r, low in zip(reach, lows, strict=True)]
-        beyond = [high - low for low, high in zip(lows, highs, strict=True)]
+        more = [high - low for low, high in zip(lows, highs, strict=True)]
+        beyond = [max(points, 0) for points in more]
+        less = [max(-points, 0) for points in more]
         strides = asked["lhs_dilation"]
         edges = None
     else:
-        strides, beyond = asked["strides"], [0] * rank
+        strides, beyond, less = asked["strides"], [0] * rank, [0] * rank
         same = lows == highs
         padding = list(lows) if same else [0] * rank
         pairs = zip(reversed(lows), reversed(highs), strict=True)
@@ -59,9 +61,14 @@ def _seconds(torch, F, asked: dict, channels_last: bool) -> float:
         *(transposed, beyond, asked["groups"]),
     )
 
+    # What torch cannot leave out at the end of a transposed layer is cut off.
+    cut = [pad for points in reversed(less) for pad in (0, -points)]
+    uncut = [-pad for pad in cut]
+
     def forward():
         inner = x if edges is None else F.pad(x, edges)
-        return torch.ops.aten.convolution(inner, weight, None, *options)
+        y = torch.ops.aten.convolution(inner, weight, None, *options)
+        return F.pad(y, cut) if any(less) else y
 
     with torch.no_grad():
         g = array(*forward().shape)
@@ -69,9 +76,10 @@ def _seconds(torch, F, asked: dict, channels_last: bool) -> float:
 
         def backward():
             inner = x if edges is None else F.pad(x, edges)
+            whole = F.pad(g, uncut) if any(less) else g
             wanted = [*masks[asked["role"]], False]
             return torch.ops.aten.convolution_backward(
-                g, inner, weight, None, *options, wanted
+                whole, inner, weight, None, *options, wanted
             )
 
         run = forward if asked["role"] == "forward" else backward

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,6 +33,28 @@ PROGRAMS = {
 
 class BenchError(ValueError):
     """Options that do not go together, or a name that is not of the suite."""
+
+
+class Task(NamedTuple):
+    """What is to be measured, and where it is kept.
+
+    Attributes:
+      console: of `rich`, where it is told.
+      jobs: a layer and a role each, or the name of a program.
+      measured: of a job, what the report is made of.
+      dtype: of the operands, and of the machine's own rates.
+      json: where the rows go, after each; or None.
+      asked: the options of the run.
+      cases: the layers; none where programs are measured.
+    """
+
+    console: Any
+    jobs: Sequence
+    measured: Callable[[Any], Any]
+    dtype: str
+    json: Path | None
+    asked: Mapping[str, Any]
+    cases: Sequence[ConvCase] = ()
 
 
 def run(
@@ -71,56 +94,87 @@ def run(
     """
     from rich.console import Console
 
+    if plot is not None:
+        importlib.import_module("matplotlib")  # missing, it is missed before the run
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
+    roles = tuple(dict.fromkeys(roles))
+    asked = {
+        "suite": suite,
+        "roles": roles,
+        "dtype": dtype,
+        "rounds": rounds,
+        "peer": peer,
+        "sweep": sweep,
+        "seed": (seed or 0) if sweep is not None else None,
+        "regret": regret,
+    }
     try:
-        if sweep is not None and (only or suite != "zoo"):
-            raise BenchError(
-                "bench: --sweep measures random layers, which are of no suite. Leave "
-                "out --suite and --only."
-            )
-        if seed is not None and sweep is None:
-            raise BenchError(
-                f"bench: --seed is of random layers, but got --seed {seed} alone. Add "
-                "--sweep with their number."
-            )
-        if peer_python is not None and peer is None:
-            raise BenchError(
-                f"bench: --peer-python is the interpreter of a peer, but got "
-                f"--peer-python {peer_python} alone. Add --peer torch."
-            )
+        _refuse_what_would_be_lost(
+            asked, seed, only is not None, peer_python, plot is not None
+        )
         if suite in PROGRAMS:
-            if regret or peer or dtype != "float32" or tuple(roles) != ROLES:
-                raise BenchError(
-                    f"bench: --suite {suite} measures {PROGRAMS[suite]} in float32. "
-                    "Leave out --regret, --peer, --dtype and --roles."
-                )
-            return _bench(console, *_programs(suite, only, rounds), json, plot)
-        if regret and (peer or plot):
-            raise BenchError(
-                "bench: --regret compares algorithms with each other, and draws no "
-                "picture. Leave out --peer and --plot."
-            )
+            jobs, measured = _programs(suite, only, rounds)
+            return _bench(Task(console, jobs, measured, dtype, json, asked), plot)
         cases = _cases(suite, only, sweep, seed or 0)
         wide = dtype == "float64"
         with jax.enable_x64(wide or jax.config.jax_enable_x64):
             jobs = [(case, role) for case in cases for role in roles]
-            if regret:
-                return _regret(console, jobs, dtype, rounds, json)
             with _peer(peer, peer_python) as other:
 
-                def measured(job: tuple[ConvCase, str]) -> Row:
+                def chosen(job: tuple[ConvCase, str]) -> Choice:
+                    return choose(*job, dtype, rounds=rounds)
+
+                def timed(job: tuple[ConvCase, str]) -> Row:
                     row = measure(*job, dtype, rounds=rounds)
                     if other is not None:
                         row = row._replace(peer=other.seconds(*job, dtype, rounds))
                     return row
 
-                told = cases if sweep is not None else ()
-                return _bench(console, jobs, measured, json, plot, told)
+                measured = chosen if regret else timed
+                task = Task(console, jobs, measured, dtype, json, asked, cases)
+                return _regret(task) if regret else _bench(task, plot)
     except (BenchError, PeerError) as error:
         print(f"jaxconv: {error}", file=sys.stderr)
         return 1
+
+
+def _refuse_what_would_be_lost(
+    asked: Mapping[str, Any],
+    seed: int | None,
+    some: bool,
+    peer_python: str | None,
+    drawn: bool,
+) -> None:
+    """Raise where an option would have no effect beside the others."""
+    suite, peer = asked["suite"], asked["peer"]
+    if asked["sweep"] is not None and (some or suite != "zoo"):
+        raise BenchError(
+            "bench: --sweep measures random layers, which are of no suite. Leave "
+            "out --suite and --only."
+        )
+    if seed is not None and asked["sweep"] is None:
+        raise BenchError(
+            f"bench: --seed is of random layers, but got --seed {seed} alone. Add "
+            "--sweep with their number."
+        )
+    if peer_python is not None and peer is None:
+        raise BenchError(
+            f"bench: --peer-python is the interpreter of a peer, but got "
+            f"--peer-python {peer_python} alone. Add --peer torch."
+        )
+    fewer = asked["dtype"] != "float32" or asked["roles"] != ROLES
+    if suite in PROGRAMS and (asked["regret"] or peer or fewer):
+        raise BenchError(
+            f"bench: --suite {suite} measures {PROGRAMS[suite]} in float32. "
+            "Leave out --regret, --peer, --dtype and --roles."
+        )
+    if asked["regret"] and (peer or drawn):
+        raise BenchError(
+            "bench: --regret compares algorithms with each other, and draws no "
+            "picture. Leave out --peer and --plot."
+        )
 
 
 def _cases(
@@ -140,7 +194,7 @@ def _chosen(suite: str, only: Sequence[str] | None, known: Iterable[str]) -> lis
             f"bench: layers must be of suite {suite}, but got --only "
             f"{','.join(unknown)}. Choose from {', '.join(known)}."
         )
-    return list(only or known)
+    return list(dict.fromkeys(only or known))
 
 
 def _programs(
@@ -160,20 +214,13 @@ def _peer(name: str | None, python: str | None) -> Any:
     return contextlib.nullcontext() if name is None else Peer(python)
 
 
-def _bench(
-    console: Any,
-    jobs: Sequence,
-    measured: Callable[[Any], Row],
-    json: Path | None,
-    plot: Path | None,
-    cases: Sequence[ConvCase] = (),
-) -> int:
-    """Stock against jaxconv, job by job; and which of `cases` gain least."""
-    probed = probe()
-    rows = _collect(console, jobs, measured, report.summary, probed, json)
+def _bench(task: Task, plot: Path | None) -> int:
+    """Stock against jaxconv, job by job; of random layers, which gain least."""
+    console, probed = task.console, probe(task.dtype)
+    rows, status = _collect(task, report.summary, probed)
     console.print(report.table(probed, rows, brief=console.width < WIDTH))
-    if cases:
-        console.print(report.slowest(cases, rows))
+    if task.asked["sweep"] is not None:
+        console.print(report.slowest(task.cases, rows))
     console.print(
         f"This machine: {probed.gemm / 1e9:.0f} GFLOP/s in a matrix product, "
         f"{probed.copy / 1e9:.1f} GB/s in a copy."
@@ -183,46 +230,49 @@ def _bench(
     if plot is not None and rows:
         report.plot(plot, probed, rows)
         console.print(f"Picture: {plot}")
-    return 0 if len(rows) == len(jobs) else INTERRUPTED
+    return status
 
 
-def _regret(
-    console: Any,
-    jobs: Sequence[tuple[ConvCase, str]],
-    dtype: str,
-    rounds: int,
-    json: Path | None,
-) -> int:
+def _regret(task: Task) -> int:
     """Every algorithm that applies against the plan's choice."""
-
-    def chosen(job: tuple[ConvCase, str]) -> Choice:
-        return choose(*job, dtype, rounds=rounds)
-
-    choices = _collect(console, jobs, chosen, report.regrets, probe(), json)
-    console.print(report.choices_table(choices))
+    choices, status = _collect(task, report.regrets, probe(task.dtype))
+    task.console.print(report.choices_table(choices))
     for line in report.lines(report.regrets(choices)):
-        console.print(line)
-    return 0 if len(choices) == len(jobs) else INTERRUPTED
+        task.console.print(line)
+    return status
 
 
 def _collect(
-    console: Any,
-    jobs: Sequence,
-    measured: Callable[[Any], Any],
-    summary: Callable[[Sequence], Mapping],
-    machine: Machine,
-    json: Path | None,
-) -> list:
-    """What was measured, job by job, until the last one or an interruption."""
+    task: Task, summary: Callable[[Sequence], Mapping], machine: Machine
+) -> tuple[list, int]:
+    """What was measured, to an interruption or the peer's end; and the status."""
     from rich.progress import track
 
-    rows = []
+    rows: list = []
+
+    def keep() -> None:
+        if task.json is not None:
+            report.write_json(
+                task.json,
+                machine,
+                rows,
+                summary(rows),
+                asked=task.asked,
+                cases=task.cases,
+                complete=len(rows) == len(task.jobs),
+            )
+
+    keep()  # no other run's figures stay there
     try:
-        for job in track(jobs, "measuring", console=console, transient=True):
-            rows.append(measured(job))
-            if json is not None:
-                complete = len(rows) == len(jobs)
-                report.write_json(json, machine, rows, summary(rows), complete=complete)
+        for job in track(task.jobs, "measuring", console=task.console, transient=True):
+            rows.append(task.measured(job))
+            keep()
     except KeyboardInterrupt:
-        console.print(f"[red]Interrupted[/] after {len(rows)} of {len(jobs)}.")
-    return rows
+        task.console.print(
+            f"[red]Interrupted[/] after {len(rows)} of {len(task.jobs)}."
+        )
+        return rows, INTERRUPTED
+    except PeerError as error:
+        print(f"jaxconv: {error}", file=sys.stderr)
+        return rows, 1
+    return rows, 0

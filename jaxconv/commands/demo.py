@@ -6,6 +6,7 @@ scikit-learn ships: with `jax.lax` convolutions under `jax.grad`, and with jaxco
 The two take their steps in turn, so that their times are comparable.
 """
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -151,6 +152,7 @@ def run(*, steps: int, seed: int, out: Path) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    importlib.import_module("matplotlib")  # missing, it is missed before the run
     console = Console()
     train, test = _digits(seed)
     params = init(jax.random.key(seed))
