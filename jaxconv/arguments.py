@@ -277,9 +277,11 @@ def pairs_per_axis(
       TypeError: if there are not `rank` of them, or some are no ints.
       ValueError: if it is no sequence of pairs.
     """
-    ints = "an int, an int or pair" if short else "one (low, high) pair"
-    rule = f"padding must be one of {', '.join(strings)}, or {ints} per spatial axis "
-    rule += f"({rank})"
+    each = f"for each of {rank} spatial axes"
+    ints = f"a (low, high) pair {each}"
+    if short:
+        ints = f"an int for all axes, or an int or a (low, high) pair {each}"
+    rule = f"padding must be one of {', '.join(strings)}, or {ints}"
     advice = f"Pass {rank} pairs, such as {((1, 1),) * rank}."
     given = elements(value)
     if given is None and short and not isinstance(value, str):
@@ -380,7 +382,8 @@ def _check_groups(
         or kernel_in_features == in_features // groups,
         f"the {caller.name('rhs')} must have input features // {name} = {in_features} "
         f"// {groups} input features, and has {kernel_in_features}",
-        f"Check the kernel's shape and dimension_numbers, or set {name}.",
+        f"Check the kernel's shape and which axis of {caller.name('lhs')} "
+        f"dimension_numbers take for its features, or set {name}.",
     )
 
 
@@ -487,7 +490,12 @@ def transposed_padding(
 
 
 def conv_numerics(
-    caller: Caller, x: Any, kernel: Any, precision: Any, preferred_element_type: Any
+    caller: Caller,
+    x: Any,
+    kernel: Any,
+    precision: Any,
+    preferred_element_type: Any,
+    otherwise: str = "",
 ) -> dict[str, Any]:
     """Check and canonicalise what a convolution has beside its geometry.
 
@@ -498,6 +506,7 @@ def conv_numerics(
       precision: as `jax.lax.conv_general_dilated` takes it; None for the default of
         `jax.default_matmul_precision`, which is read here, at trace time.
       preferred_element_type: dtype of the sums and the result; None for that of `x`.
+      otherwise: what else is advised where the dtypes differ.
 
     Returns:
       The two as hashable keyword arguments for `jaxconv.primitive.conv`.
@@ -511,7 +520,7 @@ def conv_numerics(
     if x.dtype != kernel.dtype:
         raise TypeError(
             f"{caller.function}: {caller.name('lhs')} and {name} must have the same "
-            f"dtype, but got {dtypes}. Convert one with .astype(...)."
+            f"dtype, but got {dtypes}. Convert one with .astype(...){otherwise}."
         )
     if precision is None:
         precision = jax.config.jax_default_matmul_precision

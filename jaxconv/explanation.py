@@ -111,7 +111,17 @@ def _millions(conv: ExplainedConv) -> tuple[str, str]:
     """Operations and bytes in millions, which symbolic sizes do not tell."""
     if not conv.problem.is_static:
         return "-", "-"
-    return f"{conv.flops / 1e6:.3g}", f"{conv.bytes / 1e6:.3g}"
+    return _rounded(conv.flops / 1e6), _rounded(conv.bytes / 1e6)
+
+
+def _rounded(number: float) -> str:
+    """Three digits, or all before the point, and no exponent.
+
+    Example:
+      >>> _rounded(0.0123456), _rounded(1.5), _rounded(1850.4)
+      ('0.0123', '1.5', '1850')
+    """
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def explain(fn: Callable, *args: Any, **kwargs: Any) -> Explanation:
@@ -127,6 +137,7 @@ def explain(fn: Callable, *args: Any, **kwargs: Any) -> Explanation:
 
     Raises:
       TypeError: if `fn` is not callable.
+      ValueError: if `fn` was jitted with `compiler_options`.
 
     Source: `jaxconv.planner.plan`, for the platform that JAX computes on by default.
 
@@ -141,7 +152,7 @@ def explain(fn: Callable, *args: Any, **kwargs: Any) -> Explanation:
     """
     demand_callable("explain", fn)
     opaque: dict[str, int] = {}
-    jaxpr = trace(fn, args, kwargs).jaxpr
+    jaxpr = trace("explain", fn, args, kwargs).jaxpr
     return Explanation(tuple(_explained(jaxpr, (), 1, opaque)), opaque)
 
 

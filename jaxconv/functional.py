@@ -81,10 +81,11 @@ def conv_forward(
     Args:
       params: `ConvParams`, or a mapping with "kernel" and maybe "bias" (Flax), or "w"
         and maybe "b" (Haiku). The kernel is [*taps, Cin // groups, Cout].
-      x: [*batch, *spatial, Cin], with any number of batch axes, or none; of the
-        kernel's dtype, any numeric one.
+      x: [*batch, *spatial, Cin]. As many axes are spatial as the kernel has taps'
+        axes; any number of batch axes, or none, stand before them. Of the kernel's
+        dtype, any numeric one, unless `cast_kernel` is set.
       **options: strides, padding, input_dilation, dilation, groups, dimension_numbers,
-        precision, preferred_element_type: see `ConvOptions`.
+        precision, preferred_element_type, cast_kernel: see `ConvOptions`.
 
     Returns:
       [*batch, *out_spatial, Cout], of dtype `preferred_element_type` or that of x.
@@ -138,6 +139,8 @@ def conv_vjp(
       TypeError: as `conv_forward`, and on a `g` of another dtype than the result.
       ValueError: as `conv_forward`, on a `g` of another shape, or an unknown `wrt`.
 
+    Differentiation: forward and reverse mode, to any order.
+
     Source: derived in docs/identities.md; the signature is that of `jax.vjp`.
 
     Example:
@@ -169,6 +172,8 @@ def conv(params: Params, x: ArrayLike, **options: Unpack[ConvOptions]) -> jax.Ar
       TypeError: as `conv_forward`; and from JAX, under forward mode.
       ValueError: as `conv_forward`.
 
+    Differentiation: reverse mode, once by the rule and from then on to any order.
+
     Source: `conv_forward` and `conv_vjp`, by `jax.custom_vjp`.
 
     Example:
@@ -192,8 +197,8 @@ def conv_transpose_forward(
         [*taps, Cout // groups, Cin].
       x: [*batch, *spatial, Cin], with any number of batch axes, or none.
       **options: strides, padding, output_padding, dilation, groups, transpose_kernel,
-        use_consistent_padding, dimension_numbers, precision, preferred_element_type:
-        see `ConvTransposeOptions`.
+        use_consistent_padding, dimension_numbers, precision, preferred_element_type,
+        cast_kernel: see `ConvTransposeOptions`.
 
     Returns:
       [*batch, *out_spatial, Cout]; for padding="SAME" s·I points per axis, I ≥ 1.
@@ -225,7 +230,11 @@ def conv_transpose_vjp(
     """Pull a cotangent of `conv_transpose_forward` back to parameters and input.
 
     The gradients of a transposed convolution are convolutions too: those of `conv_vjp`
-    with its stride 1 and its input dilation s.
+    with its stride 1 and its input dilation s,
+
+      dkernel[t, c, f] = Σ_{n, o} x̃[n, o + d·t − p, c] · g[n, o, f]
+      dx[n, i, c] = Σ_{t', f} g[n, s·i + d·t' − (d·(K−1) − p), f] · kernel[K−1−t', c, f]
+      dbias[f] = Σ_{n, o} g[n, o, f]
 
     Args:
       params: as for `conv_transpose_forward`.
@@ -241,6 +250,8 @@ def conv_transpose_vjp(
       TypeError: as `conv_transpose_forward`, and on a `g` of another dtype.
       ValueError: as `conv_transpose_forward`, on a `g` of another shape, or an unknown
         `wrt`.
+
+    Differentiation: forward and reverse mode, to any order.
 
     Source: derived in docs/identities.md; the signature is that of `jax.vjp`.
 
@@ -272,6 +283,8 @@ def conv_transpose(
       TypeError: as `conv_transpose_forward`; and from JAX, under forward mode.
       ValueError: as `conv_transpose_forward`.
 
+    Differentiation: reverse mode, once by the rule and from then on to any order.
+
     Source: `conv_transpose_forward` and `conv_transpose_vjp`, by `jax.custom_vjp`.
 
     Example:
@@ -286,6 +299,8 @@ def conv_input_grad(
     x_shape: Sequence[int],
     kernel: ArrayLike,
     g: ArrayLike,
+    *,
+    dtype: DTypeLike | None = None,
     **options: Unpack[ConvOptions],
 ) -> jax.Array:
     """Compute the input gradient of a convolution, and nothing else.
@@ -297,15 +312,18 @@ def conv_input_grad(
       x_shape: shape of the input, [*batch, *spatial, Cin].
       kernel: [*taps, Cin // groups, Cout].
       g: cotangent of the result.
+      dtype: that of x, and of the gradient; None for the kernel's, or where this is
+        cast (`cast_kernel`) for that of g.
       **options: as for `conv_forward`.
 
     Returns:
-      The gradient, of shape `x_shape` and the kernel's dtype, or that of g where the
-      kernel is cast.
+      The gradient, of shape `x_shape`.
 
     Raises:
-      TypeError: as `conv_vjp`.
+      TypeError: as `conv_vjp`, on a `dtype` that x cannot have, and on integers.
       ValueError: as `conv_vjp`.
+
+    Differentiation: forward and reverse mode, to any order.
 
     Source: derived in docs/identities.md.
 
@@ -317,10 +335,9 @@ def conv_input_grad(
     kernel, g = as_array(function, "kernel", kernel), as_array(function, "g", g)
     demand_inexact(function, "kernel", kernel)
     shape = as_shape(function, "x_shape", x_shape)
-    dtype = g.dtype if options.get("cast_kernel") else kernel.dtype
-    layer = conv_layer(
-        function, jax.ShapeDtypeStruct(shape, dtype), _type(kernel), options
-    )
+    own = g.dtype if options.get("cast_kernel") else kernel.dtype
+    x_type = jax.ShapeDtypeStruct(shape, _dtype_like(function, dtype, "x", own))
+    layer = conv_layer(function, x_type, _type(kernel), options)
     return layer.input_gradient(as_cotangent(function, g, layer.y_type), kernel)
 
 
@@ -349,8 +366,11 @@ def conv_kernel_grad(
       The gradient, of shape `kernel_shape`.
 
     Raises:
-      TypeError: as `conv_vjp`.
+      TypeError: as `conv_vjp`, on a `dtype` of another kind than that of x, on
+        `cast_kernel`, and on integers.
       ValueError: as `conv_vjp`.
+
+    Differentiation: forward and reverse mode, to any order.
 
     Source: derived in docs/identities.md.
 
@@ -365,26 +385,10 @@ def conv_kernel_grad(
             f"cast_kernel={options['cast_kernel']!r}. Pass dtype=jnp.float32, or the "
             "like, instead."
         )
-    x, shape = (
-        as_array(function, "x", x),
-        as_shape(function, "kernel_shape", kernel_shape),
-    )
+    x = as_array(function, "x", x)
+    shape = as_shape(function, "kernel_shape", kernel_shape)
     demand_inexact(function, "x", x)
-    try:
-        wanted = jax.dtypes.canonicalize_dtype(x.dtype if dtype is None else dtype)
-    except TypeError as cause:
-        raise TypeError(
-            f"{function}: dtype must be a dtype, but got dtype={dtype!r}. Pass one "
-            "such as jnp.float32, or None."
-        ) from cause
-    kinds = (jnp.floating, jnp.complexfloating)
-    if any(
-        jnp.issubdtype(wanted, kind) != jnp.issubdtype(x.dtype, kind) for kind in kinds
-    ):
-        raise TypeError(
-            f"{function}: dtype must be of the kind of x, but got dtype={dtype!r} "
-            f"(x.dtype={x.dtype}). Pass one such as jnp.float32, or None."
-        )
+    wanted = _dtype_like(function, dtype, "x", x.dtype)
     kernel = jax.ShapeDtypeStruct(shape, wanted)
     options["cast_kernel"] = dtype is not None
     layer = conv_layer(function, _type(x), kernel, options)
@@ -408,7 +412,8 @@ def init_conv_params(
       key: a PRNG key.
       in_features: Cin ≥ 1.
       out_features: Cout ≥ 1.
-      kernel_size: taps per spatial axis; an int for one axis.
+      kernel_size: taps per spatial axis: (3, 3) for images. An int is that of one
+        axis, for sequences.
       groups: G ≥ 1, divides Cin and Cout.
       bias: whether the layer has a bias, which starts at zero.
       dtype: of the parameters.
@@ -486,6 +491,27 @@ def _is_key(key: Any) -> bool:
     return key.ndim == 1 and key.dtype == np.uint32
 
 
+def _dtype_like(
+    function: str, dtype: DTypeLike | None, operand: str, own: np.dtype
+) -> np.dtype:
+    """The dtype, of the operand's kind; that of the operand for None."""
+    try:
+        wanted = jax.dtypes.canonicalize_dtype(own if dtype is None else dtype)
+    except TypeError as cause:
+        raise TypeError(
+            f"{function}: dtype must be a dtype, but got dtype={dtype!r}. Pass one "
+            "such as jnp.float32, or None."
+        ) from cause
+    kinds = (jnp.floating, jnp.complexfloating)
+    if any(jnp.issubdtype(wanted, kind) != jnp.issubdtype(own, kind) for kind in kinds):
+        raise TypeError(
+            f"{function}: dtype must be of the kind of {operand}, but got "
+            f"dtype={dtype!r} ({operand}.dtype={own}). Pass one such as jnp.float32, "
+            "or None."
+        )
+    return wanted
+
+
 def _type(array: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
@@ -495,12 +521,20 @@ def _by_role(function: str, params: Params) -> dict[str, jax.Array]:
     paths = jax.tree_util.tree_leaves_with_path(params)
     roles = [_role(path) for path, _ in paths]
     if None in roles or len(set(roles)) < len(roles) or "kernel" not in roles:
-        found = [jax.tree_util.keystr(path) or "the whole" for path, _ in paths]
+        places = ", ".join(jax.tree_util.keystr(path) for path, _ in paths)
+        found, advice = f"arrays at {places}", "Pass the parameters of one layer."
+        if not paths:
+            found = "no arrays"
+        elif not places:
+            found = f"no parts (its shape is {getattr(params, 'shape', 'none')})"
+            advice = (
+                "Wrap a kernel as ConvParams(kernel), pass params before x, or call "
+                "jaxconv.lax for the signatures of jax.lax."
+            )
         raise TypeError(
             f"{function}: params must be ConvParams(kernel, bias), or a mapping with "
             f"'kernel' and maybe 'bias', or 'w' and maybe 'b', but got params of type "
-            f"{type(params).__name__} with arrays at {', '.join(found) or 'no place'}. "
-            "Pass the parameters of one layer."
+            f"{type(params).__name__} with {found}. {advice}"
         )
     return {
         role or "": as_array(function, f"params' {role}", leaf)

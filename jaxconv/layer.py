@@ -436,7 +436,12 @@ def _numerics(
     if options["cast_kernel"] and kinds[0] == kinds[1]:
         kernel = jax.ShapeDtypeStruct(kernel.shape, x.dtype)
     return conv_numerics(
-        caller, x, kernel, options["precision"], options["preferred_element_type"]
+        caller,
+        x,
+        kernel,
+        options["precision"],
+        options["preferred_element_type"],
+        " (or pass cast_kernel=True, which rounds a kernel and not its gradient)",
     )
 
 

@@ -61,6 +61,7 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     Raises:
       TypeError: if `fn` is not callable, or, when called, returns what is neither an
         array nor an argument, or changes an object that is an argument.
+      ValueError: when called, if `fn` was jitted with `compiler_options`.
 
     Source: the equations of a program are replaced one by one; see docs/frameworks.md.
 
@@ -80,7 +81,7 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     # Without its attributes: the methods of another transform compute what it does.
     @functools.wraps(fn, updated=())
     def accelerated(*args: P.args, **kwargs: P.kwargs) -> R:
-        program = trace(fn, args, kwargs)
+        program = trace("accelerate", fn, args, kwargs)
         if program.changed:
             raise TypeError(
                 f"accelerate: {name_of(fn)} must not change its arguments, but sets "
@@ -152,8 +153,15 @@ class Program(NamedTuple):
         return self.returned(arrays)
 
 
-def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
-    """The program of `fn` on these arguments, of which arrays may be given by type."""
+def trace(caller: str, fn: Callable, args: Any, kwargs: Any) -> Program:
+    """The program of `fn` on these arguments, of which arrays may be given by type.
+
+    Args:
+      caller: the function to name in errors.
+      fn: what is traced.
+      args: its arguments.
+      kwargs: its keyword arguments.
+    """
     arrays, with_arrays, _ = _split((args, kwargs))
     result: list = []  # and no tracer among it, which would outlive its trace
 
@@ -179,9 +187,9 @@ def trace(fn: Callable, args: Any, kwargs: Any) -> Program:
         if "compiler_options" not in str(cause):
             raise
         raise ValueError(
-            f"accelerate, explain: {name} must not be jitted with compiler_options, "
-            "nor call what is, as JAX takes them from the outermost jax.jit alone, but "
-            f"got: {cause} Give them to the jax.jit around it, as in "
+            f"{caller}: fn must not be jitted with compiler_options, nor call what is, "
+            "as JAX takes them from the outermost jax.jit alone, but got "
+            f"fn={name}: {cause} Give them to the jax.jit around it, as in "
             f"jax.jit(accelerate({name}), compiler_options=...)."
         ) from cause
     returned, others, changed = result
@@ -305,7 +313,7 @@ def _jaxpr_rule(rule: Callable, *args: Any) -> Any:
 
 def _array_rule(rule: Callable, *args: Any) -> Any:
     """A rule that returns arrays, among others."""
-    program = trace(rule, args, {})
+    program = trace("accelerate", rule, args, {})
     return program.run(rewritten(program.jaxpr))
 
 

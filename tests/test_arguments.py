@@ -197,8 +197,8 @@ LAX_ERRORS = {
     "padding-string": (
         lambda: lax_conv(padding="FULL"),
         ValueError,
-        r"one of SAME, SAME_LOWER, VALID, or one \(low, high\) pair per spatial axis "
-        r"\(2\), but got padding='FULL'",
+        r"one of SAME, SAME_LOWER, VALID, or a \(low, high\) pair for each of 2 "
+        r"spatial axes, but got padding='FULL'",
     ),
     "padding-string-dilated": (
         lambda: lax_conv(lhs_dilation=(2, 1)),
@@ -208,18 +208,18 @@ LAX_ERRORS = {
     "padding-no-pairs": (
         lambda: lax_conv(padding=(3, 3)),
         ValueError,
-        r"one \(low, high\) pair per spatial axis \(2\), but got padding=\(3, 3\)",
+        r"a \(low, high\) pair for each of 2 spatial axes, but got padding=\(3, 3\)",
     ),
     "padding-int": (lambda: lax_conv(padding=3), ValueError, "but got padding=3"),
     "padding-triple": (
         lambda: lax_conv(padding=[(1, 1), (1, 1, 1)]),
         ValueError,
-        r"pair per spatial axis",
+        r"pair for each of",
     ),
     "padding-count": (
         lambda: lax_conv(padding=[(1, 1)]),
         TypeError,
-        r"pair per spatial axis \(2\), but got padding=\[\(1, 1\)\]",
+        r"pair for each of 2 spatial axes, but got padding=\[\(1, 1\)\]",
     ),
     "padding-float": (
         lambda: lax_conv(padding=[(1, 1), (0.5, 1)]),
@@ -286,7 +286,7 @@ LAX_ERRORS = {
             X, K, (2, 2), [(1, 1)], use_consistent_padding=True
         ),
         TypeError,
-        r"pair per spatial axis \(2\), but got padding=\[\(1, 1\)\]",
+        r"pair for each of 2 spatial axes, but got padding=\[\(1, 1\)\]",
     ),
     "transpose-string": (
         lambda: jaxconv.lax.conv_transpose(X, K, (2, 2), "same"),
@@ -418,7 +418,8 @@ FUNCTIONAL_ERRORS = {
     "padding-pair-for-one-axis": (
         lambda: forward(jnp.ones((2, 8, 3)), jnp.ones((3, 3, 4)), padding=(1, 2)),
         TypeError,
-        r"per spatial axis \(1\), but got padding=\(1, 2\).*\(\(1, 1\),\)",
+        r"an int for all axes, or an int or a \(low, high\) pair for each of 1 spatial "
+        r"axes, but got padding=\(1, 2\).*\(\(1, 1\),\)",
     ),
     "padding-strings": (
         lambda: forward(padding=("SAME", "SAME")),
@@ -435,7 +436,23 @@ FUNCTIONAL_ERRORS = {
     "params-type": (
         lambda: jaxconv.conv_forward(K, X),
         TypeError,
-        r"conv_forward: params must be ConvParams\(kernel, bias\).* at the whole",
+        r"params must be ConvParams\(kernel, bias\).* with no parts \(its shape is "
+        r"\(3, 3, 6, 4\)\). Wrap a kernel as ConvParams\(kernel\), pass params bef",
+    ),
+    "params-of-another-precision": (
+        lambda: jaxconv.conv_forward({"kernel": K}, X.astype(jnp.bfloat16)),
+        TypeError,
+        r"kernel.dtype=float32. Convert one .* \(or pass cast_kernel=True",
+    ),
+    "channels-first": (
+        lambda: jaxconv.conv_forward({"kernel": K}, jnp.ones((2, 6, 8, 8))),
+        ValueError,
+        "and which axis of x dimension_numbers take for its features, or set groups",
+    ),
+    "params-empty": (
+        lambda: jaxconv.conv_forward({}, X),
+        TypeError,
+        "params of type dict with no arrays. Pass",
     ),
     "params-names": (
         lambda: jaxconv.conv_forward({"weight": K}, X),

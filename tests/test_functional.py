@@ -104,14 +104,85 @@ def test_vjp_is_that_of_jax_grad(kind, name, batch, integers):
             "custom_vjp": (conv(params, x), jax.vjp(conv, params, x)[1](g)),
         }
 
-    y, expected = run(params, x, g)["grad"]
-    for got in run(params, x, g).values():
+    results = run(params, x, g)
+    y, expected = results.pop("grad")
+    for got in results.values():
         chex.assert_trees_all_equal_shapes_and_dtypes(got, (y, expected))
         chex.assert_trees_all_equal(got, (y, expected))
     # ⟨y − bias, g⟩ = ⟨x, dx⟩ = ⟨kernel, dkernel⟩, exactly.
     (dkernel, dbias), dx = jax.device_get(expected)
     inner = (np.asarray(y, np.float64) * g).sum() - (params.bias * dbias).sum()
     assert inner == (x * dx).sum() == (params.kernel * dkernel).sum()
+
+
+def by_lax(x: Any, kernel: Any, layout: Any, **options: Any) -> jax.Array:
+    """A layer by lax, from options that leave nothing to be found out but windows."""
+    taps = [n for letter, n in zip(layout[1], kernel.shape, strict=True)
+            if letter not in "IO"]  # fmt: skip
+    dilation = options.get("dilation", (1, 1))
+    windows = [d * (n - 1) + 1 for n, d in zip(taps, dilation, strict=True)]
+    padding = options.get("padding", "SAME")
+    if padding == "CAUSAL":
+        padding = [(window - 1, 0) for window in windows]
+    elif padding in BORDERS:
+        axes = [layout[0].index(letter) for letter in layout[1] if letter not in "IO"]
+        edges = [(0, 0)] * x.ndim
+        for axis, window in zip(axes, windows, strict=True):
+            edges[axis] = ((window - 1) // 2, window // 2)
+        x, padding = np.pad(x, edges, mode=BORDERS[padding]), "VALID"
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        options.get("strides", (1, 1)),
+        padding,
+        lhs_dilation=options.get("input_dilation"),
+        rhs_dilation=dilation,
+        dimension_numbers=layout,
+        feature_group_count=options.get("groups", 1),
+    )
+
+
+BORDERS: dict[Any, Any] = {
+    "CIRCULAR": "wrap",
+    "reflect": "reflect",
+    "REPLICATE": "edge",
+}
+IN_FULL = {
+    "ints": {"padding": ((2, 2), (1, 0))},
+    "int": {"padding": ((1, 1), (1, 1))},
+}
+"""Padding for which the layers have shorter forms."""
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_options_of_layers_mean_what_lax_has_for_them(name, integers):
+    options = LAYERS[name]
+    params, x = operands(options, integers)
+    layout = options.get("dimension_numbers", NHWC)
+    in_full = {
+        key: (value,) * 2 if isinstance(value, int) and key != "groups" else value
+        for key, value in {**options, **IN_FULL.get(name, {})}.items()
+    }
+    in_full.pop("dimension_numbers", None)
+    others = tuple(i for i, letter in enumerate(layout[2]) if letter != "C")
+    bias = np.expand_dims(np.asarray(params.bias), others)
+    expected = by_lax(x, params.kernel, layout, **in_full) + bias
+    np.testing.assert_array_equal(jaxconv.conv_forward(params, x, **options), expected)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+@pytest.mark.parametrize("strides", [1, 2, (3, 2)])
+def test_options_of_transposed_layers_mean_what_lax_has_for_them(
+    strides, dilation, padding, integers
+):
+    kernel, x = integers(3, 2, 4, 6), integers(2, 5, 4, 4)
+    y = jaxconv.conv_transpose_forward(
+        ConvParams(kernel), x, strides=strides, dilation=dilation, padding=padding
+    )
+    both = [(n,) * 2 if isinstance(n, int) else n for n in (strides, dilation)]
+    stock = lax.conv_transpose(x, kernel, both[0], padding, both[1])
+    np.testing.assert_array_equal(y, stock)
 
 
 @each_layer

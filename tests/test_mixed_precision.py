@@ -153,6 +153,19 @@ def test_the_input_gradient_of_a_cast_kernel_is_of_the_cotangents_dtype():
     np.testing.assert_array_equal(dx, jaxconv.conv_input_grad(x.shape, kernel, g))
 
 
+def test_the_input_gradient_is_that_of_the_vjp_where_sums_are_kept():
+    (x, kernel, g), options, _ = case("dense", jnp.bfloat16)
+    options = {**options, "cast_kernel": True, "preferred_element_type": jnp.float32}
+    wide, g = kernel.astype(jnp.float32), g.astype(jnp.float32)
+    _, dx = jaxconv.conv_vjp({"kernel": wide}, x, g, **options)
+    alone = jaxconv.conv_input_grad(x.shape, wide, g, dtype=x.dtype, **options)
+    assert dx is not None
+    assert alone.dtype == dx.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(alone, dx)
+    with pytest.raises(TypeError, match="conv_input_grad: dtype must be of the kind"):
+        jaxconv.conv_input_grad(x.shape, wide, g, dtype=jnp.complex64, **options)
+
+
 @pytest.mark.parametrize("dtype", ["float33", jnp.int32, jnp.complex64])
 def test_a_wrong_dtype_of_the_gradient_is_named(dtype):
     x, g = jnp.ones((1, 8, 3)), jnp.ones((1, 8, 4))
