@@ -7,7 +7,7 @@ import jax
 
 from jaxconv.planner import plan
 from jaxconv.primitive import explicit_sharding
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import ConvProblem, ConvSpec
 from jaxconv.transform import (
     conv_params,
     demand_callable,
@@ -124,7 +124,7 @@ def _rounded(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def explain(fn: Callable, *args: Any, **kwargs: Any) -> Explanation:
+def explain(fn: Callable, /, *args: Any, **kwargs: Any) -> Explanation:
     """Tell which convolutions `fn` has, and how jaxconv computes each.
 
     Args:
@@ -190,18 +190,22 @@ def _of(
     explicit = any(explicit_sharding(aval.sharding) for aval in (x, kernel))
     chosen = plan(problem, jax.default_backend(), explicit=explicit)
     path = "/".join(where)
-    role = _role(equation.invars[1], made, path)
+    role = _role(problem.spec, equation.invars[1], made, path)
     return ExplainedConv(path, role, times, problem, chosen.algorithm, chosen.reason)
 
 
-def _role(kernel: Any, made: Mapping[Any, Any], where: str) -> str:
+def _role(spec: ConvSpec, kernel: Any, made: Mapping[Any, Any], where: str) -> str:
     """What the convolution is in the function that was differentiated, if any."""
     # What jax.checkpoint computes once more stands within what is transposed.
     _, again, within = where.rpartition("rematted_computation")
-    if "transpose(" in within:
-        flipped = _is_flipped(kernel, made)
-        return "input gradient" if flipped else "kernel gradient"
-    return "forward" if again or "jvp(" in where else "plain"
+    if "transpose(" not in within:
+        return "forward" if again or "jvp(" in where else "plain"
+    if _is_flipped(kernel, made):
+        return "input gradient"
+    # Rules of one's own and solvers apply layers there as well, whose images mostly stand
+    # outermost. Those of a kernel gradient are its channels.
+    x_axes, _, y_axes = spec.dimension_numbers
+    return "forward" if x_axes[0] == y_axes[0] == 0 else "kernel gradient"
 
 
 def _is_flipped(kernel: Any, made: Mapping[Any, Any]) -> bool:

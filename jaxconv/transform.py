@@ -386,13 +386,11 @@ def _members_of(
 def _folded(array: Any, axis: int, made: Mapping[Any, Any]) -> int:
     """The size of what reshapes have folded into an axis, as its outermost blocks."""
     maker = maker_of(array, made)
-    if maker is None:
+    if maker is None or maker.primitive not in (rev_p, reshape_p):
         return 1
     source, *_ = maker.invars
     if maker.primitive is rev_p:
         return _folded(source, axis, made)
-    if maker.primitive is not reshape_p:
-        return 1
     order = maker.params["dimensions"] or range(source.aval.ndim)
     shape, result = [source.aval.shape[i] for i in order], maker.outvars[0].aval.shape
     if len(shape) != len(result) + 1:

@@ -667,6 +667,59 @@ def test_explain_follows_the_order_of_the_program():
     ]
 
 
+@pytest.mark.parametrize("features_last", [True, False])
+def test_explain_tells_layers_within_what_is_transposed(features_last):
+    layout = ("NHWC", "HWIO", "NHWC") if features_last else ("NCHW", "OIHW", "NCHW")
+    x, kernel = X, KERNEL
+    if not features_last:
+        x, kernel = X.transpose(0, 3, 1, 2), KERNEL.transpose(3, 2, 0, 1)
+
+    def layer(kernel, x):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=layout
+        )
+
+    own = jax.custom_vjp(layer)  # whose rule computes the layer once more
+    own.defvjp(
+        lambda *operands: (layer(*operands), operands),
+        lambda operands, g: jax.vjp(layer, *operands)[1](g),
+    )
+    found = explain(gradient(own), kernel, x).convolutions
+    assert [conv.role for conv in found] == [
+        *("forward", "forward"),
+        *("kernel gradient", "input gradient"),
+    ]
+
+    def of_gradient(kernel, x):  # whose transpose has layers of kernel cotangents
+        inner = jax.grad(lambda kernel: (layer(kernel, x) ** 2).sum())
+        return (inner(kernel) ** 2).sum()
+
+    found = explain(jax.grad(of_gradient, (0, 1)), kernel, x).convolutions
+    assert [conv.role for conv in found] == [
+        *("forward", "kernel gradient", "forward", "input gradient"),
+        *("kernel gradient", "input gradient"),
+    ]
+
+
+def test_operands_that_are_made_of_nothing():
+    def fn(kernel):
+        x = lax.broadcasted_iota(jnp.float32, (1, 4, 8, 8), 2)
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", feature_group_count=4
+        )
+
+    kernel = jnp.arange(36.0).reshape(4, 1, 3, 3)
+    np.testing.assert_array_equal(accelerate(fn)(kernel), fn(kernel))
+    assert len(explain(fn, kernel).convolutions) == 1
+
+
+def test_explain_takes_any_keyword():
+    def model(kernel, x, fn=jnp.tanh):
+        return fn(conv(kernel, x))
+
+    assert len(explain(model, KERNEL, X, fn=jnp.sin).convolutions) == 1
+
+
 def test_explain_knows_arrays_that_are_literals():
     def fn(kernel, x):
         y, pull_back = jax.vjp(conv, kernel, x)
