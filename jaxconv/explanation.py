@@ -202,8 +202,8 @@ def _role(spec: ConvSpec, kernel: Any, made: Mapping[Any, Any], where: str) -> s
         return "forward" if again or "jvp(" in where else "plain"
     if _is_flipped(kernel, made):
         return "input gradient"
-    # Rules of one's own and solvers apply layers there as well, whose images mostly stand
-    # outermost. Those of a kernel gradient are its channels.
+    # Rules of one's own and solvers apply layers there as well. Images, which stand
+    # outermost in most layers, are the channels of a kernel gradient.
     x_axes, _, y_axes = spec.dimension_numbers
     return "forward" if x_axes[0] == y_axes[0] == 0 else "kernel gradient"
 
