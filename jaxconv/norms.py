@@ -68,7 +68,7 @@ def conv_kernel_grad_sq_norms(
 
     Differentiation: forward and reverse mode.
 
-    Source: arXiv:2009.03106, arXiv:2205.10683; derived above.
+    Source: arXiv:2009.03106, arXiv:2205.10683; derived in docs/per_example.md.
 
     Example:
       >>> x, g = jnp.ones((2, 8, 3)), jnp.ones((2, 8, 4))

@@ -216,7 +216,9 @@ def input_gradient(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> jax.Array:
-    """Σ_{f, o, t} g[n, f, o]·k[f, c, t]: see `calculus.input_gradient`.
+    """dx[n, c, i] = Σ_{f, o, t : L·i = s·o + d·t − p} g[n, f, o] · k[f, c, t].
+
+    See `calculus.input_gradient`.
 
     It is read as a convolution of g with the kernel, or of the kernel with g.
 

@@ -230,7 +230,11 @@ class ConvProblem:
 
     @property
     def is_kernel_gradient(self) -> bool:
-        """Whether its channels, which are the images of the layer, stand outermost."""
+        """Whether its channels, as if they were the images of a layer, stand outermost.
+
+        That is told from the layout alone: a layer whose channels stand outermost, as
+        CHWN has them, looks alike.
+        """
         return self.spec.dimension_numbers.lhs_spec[1] == 0
 
     @property
@@ -261,6 +265,16 @@ class ConvProblem:
         operands = math.prod(self.x_shape) + math.prod(self.kernel_shape)
         result = math.prod(self.output_shape) * self.output_dtype.itemsize
         return operands * self.dtype.itemsize + result
+
+    @property
+    def taps(self) -> int:
+        """Taps of the kernel along all spatial axes together."""
+        return math.prod(self.kernel_spatial)
+
+    @property
+    def outputs(self) -> int:
+        """Points of the result along all spatial axes together."""
+        return math.prod(self.output_spatial)
 
     @property
     def batch(self) -> int:

@@ -229,7 +229,7 @@ def _folded(problem: ConvProblem, y: jax.Array) -> jax.Array:
     at = zeros(problem.x_shape, problem.dtype, y)
     if problem.is_static and 0 in problem.output_shape:
         return at
-    if problem.is_static and math.prod(problem.kernel_spatial) <= TAPS:
+    if problem.is_static and problem.taps <= TAPS:
         return _added_up(problem, y)
     way = _read if problem.is_static else _multiplied
     (x,) = jax.linear_transpose(functools.partial(way, problem), at)(y)

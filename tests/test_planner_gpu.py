@@ -83,7 +83,7 @@ def test_programs_for_gpus_follow_their_rules():
 def chosen_on_gpus(problem):
     """The algorithm of the plan for a GPU."""
     chosen = plan(problem, "gpu").algorithm
-    # Of more axes, XLA:GPU ends the process.
+    # On more axes XLA:GPU crashes.
     assert chosen != "direct" or len(problem.x_spatial) <= 3
     return chosen
 

@@ -36,7 +36,7 @@ def applies(problem: ConvProblem) -> bool:
     """Batch groups of one image and feature each, undilated, with few outputs."""
     spec = problem.spec
     single = problem.features == spec.batch_group_count
-    few = math.prod(problem.output_spatial) <= SUMS
+    few = problem.outputs <= SUMS
     undilated = max(spec.lhs_dilation, default=1) == 1
     return depthwise_gradient.applies(problem) and single and few and undilated
 

@@ -9,9 +9,10 @@ so that R rows of y further on, with s·R a multiple of L, the same is read s·R
 further on: y may be taken R rows after R rows, in a loop whose body is a convolution of
 a slice of x, and the rows that are left over in one more.
 
-Applies without batch groups. Costs a copy of x with its zeros along the first axis, and
-bounds the temporary memory of the inner convolution: about `BLOCK` bytes of each,
-besides the d·(K − 1) rows of x that neighbouring blocks both read.
+Applies without batch groups, to two periods of rows and more. Costs a copy of x with
+its zeros along the first axis, and bounds the temporary memory of the inner
+convolution: about `BLOCK` bytes of each, besides the d·(K − 1) rows of x that
+neighbouring blocks both read.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ BLOCK = 2 << 20
 
 
 def applies(problem: ConvProblem) -> bool:
-    """No batch groups, and rows for more than one block."""
+    """No batch groups, and at least two periods of rows."""
     if problem.spec.batch_group_count > 1 or not countable(problem):
         return False
     axis = axes_of(problem)[0]

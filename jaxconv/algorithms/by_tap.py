@@ -17,7 +17,6 @@ their edges, once for every place of the window beside the middle, as for a dept
 layer of stock's: 233 MFLOP and 31 MB, by stock 1232 and 56 and the two gathers.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ def applies(problem: ConvProblem) -> bool:
     """Feature groups, few taps, and sizes that can be counted."""
     spec = problem.spec
     grouped = spec.feature_group_count > 1 and spec.batch_group_count == 1
-    few = math.prod(problem.kernel_spatial) <= PRODUCTS
+    few = problem.taps <= PRODUCTS
     return grouped and few and countable(problem)
 
 
@@ -84,7 +83,7 @@ def _read(x: jax.Array, i: int, axis: Axis, tap: int) -> jax.Array:
     """
     zero, between = jnp.zeros((), x.dtype), axis.lhs_dilation - 1
     edges = [(0, 0, 0)] * x.ndim
-    if between:  # apart, as XLA's partitioner ends the process if this crops besides
+    if between:  # apart, as XLA's partitioner crashes if this crops besides
         edges[i] = (0, between, between)
         x = lax.pad(x, zero, edges)
     low, reach = axis.low - axis.rhs_dilation * tap, axis.stride * axis.outputs

@@ -1,9 +1,9 @@
 """Negative padding as a slice: crop x, then convolve without negative padding.
 
 Low padding −a drops the first a positions of the dilated input x̃ (x with L − 1 zeros
-between neighbours, so that x[i] stands at position L·i):
+between neighbours, so that x[i] stands at position L·i). What is left is
 
-    x̃[j − (−a)] = x̃[j + a],  j ≥ 0.
+    x̄[j] = x̃[j + a],  j ≥ 0.
 
 Those positions hold m = ⌈a/L⌉ entries of x. Dropping these, the first entry left stands
 at L·m, which the crop leaves L·m − a ≥ 0 positions from the edge: slice m entries off

@@ -107,8 +107,8 @@ def cost(problem: ConvProblem) -> float:
     takes 1.3 times as long as the best; without this one among them it took 2.7 times.
     """
     F, G, N = problem.features, problem.spec.groups, problem.batch
-    terms = problem.channels * math.prod(problem.kernel_spatial)
-    outputs = N * math.prod(problem.output_spatial)
+    terms = problem.channels * problem.taps
+    outputs = N * problem.outputs
     copied, vectors = 0, -(-F // LANES) * LANES
     if max(problem.channels, F // G) > 1:
         copied = N * math.prod(problem.x_spatial) * problem.channels * F
@@ -123,7 +123,7 @@ def cost(problem: ConvProblem) -> float:
 
 def is_padded(problem: ConvProblem) -> bool:
     """Whether the zeros are laid out first: many terms, or masks would take longer."""
-    terms, axes = problem.channels * math.prod(problem.kernel_spatial), axes_of(problem)
+    terms, axes = problem.channels * problem.taps, axes_of(problem)
     if terms > TERMS or any(axis.lhs_dilation > 1 for axis in axes):
         return False
     if is_inside(axes):
@@ -132,7 +132,7 @@ def is_padded(problem: ConvProblem) -> bool:
     if terms >= MANY and copied <= SMALL:
         return True
     steps = math.prod(problem.spec.window_strides)
-    masks = problem.batch * math.prod(problem.output_spatial) * terms
+    masks = problem.batch * problem.outputs * terms
     cheaper = steps * copied // problem.dtype.itemsize < ENTRIES * masks
     return cheaper and copied <= COPY
 
@@ -153,7 +153,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     x = x.reshape(*x.shape[:-1], spec.feature_group_count, problem.channels)
     kernel = kernel.transpose(in_feature, *taps, feature)
     kernel = kernel.astype(accumulator(problem))
-    several = problem.channels * math.prod(problem.kernel_spatial) > TERMS
+    several = problem.channels * problem.taps > TERMS
     y = (_in_blocks if several else _unrolled)(problem, x, kernel)
     return spec.laid_out(y)
 
@@ -190,7 +190,7 @@ def _unrolled(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Arra
     those are added up after each other.
     """
     axes, C, positions = axes_of(problem), problem.channels, problem.output_spatial
-    taps, zeros_first = math.prod(problem.kernel_spatial), is_padded(problem)
+    taps, zeros_first = problem.taps, is_padded(problem)
     weights = kernel.reshape(-1, problem.features)
     if zeros_first or C * taps * math.prod(positions) > PLACES:
         outputs = _lines(positions)

@@ -86,7 +86,7 @@ def cost(problem: ConvProblem) -> float:
     """
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     entries, weights = math.prod(problem.x_shape), math.prod(problem.kernel_shape)
-    terms, last = weights * math.prod(problem.output_spatial), len(x_axes) - 1
+    terms, last = weights * problem.outputs, len(x_axes) - 1
     moved = entries * (x_axes[0] != last) + weights * (kernel_axes[0] != last)
     beside = _beside(problem)
     seconds = (5.5e-11 + 2e-9 / (problem.features * beside)) * terms
@@ -188,6 +188,6 @@ def _beside(problem: ConvProblem) -> int:
     in_a_row = last.lhs_dilation == last.rhs_dilation == 1
     if groups >= 2 * LANES or not in_a_row or padded_bytes(problem) >= 2**31:
         return 1
-    most = ROW // (math.prod(problem.output_spatial) * problem.features)
+    most = ROW // (problem.outputs * problem.features)
     fit = (n for n in range(1, min(most, last.taps) + 1) if last.taps % n == 0)
     return max(fit, default=1)

@@ -40,7 +40,7 @@ def scatter_cost(problem: ConvProblem) -> float:
     than x has entries: of 90 random ones of up to 49 entries most took 0.4 to 2.5 times
     as long, and with one channel and up to 4000 they take as long for each entry.
     """
-    outputs, taps = math.prod(problem.output_shape), math.prod(problem.kernel_spatial)
+    outputs, taps = math.prod(problem.output_shape), problem.taps
     entries = math.prod(problem.x_spatial)
     if pad.is_exchanged(problem):
         read = (0.6e-9 if len(problem.x_spatial) == 1 else 0.07e-9) * entries
@@ -56,7 +56,7 @@ def scatter_cost(problem: ConvProblem) -> float:
 
 def scatter_flops(problem: ConvProblem) -> int:
     """Multiplications and additions of a product of x with the whole kernel."""
-    taps = math.prod(problem.kernel_spatial)
+    taps = problem.taps
     return 2 * math.prod(problem.x_shape) * taps * problem.features
 
 
@@ -84,9 +84,9 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     not padded. Fitted as the cost of `patches_gradient` is, for the Xeon to 730 layers,
     and for narrow vectors to 402.
     """
-    rank, points = len(problem.x_spatial), math.prod(problem.kernel_spatial)
+    rank, points = len(problem.x_spatial), problem.taps
     window = problem.channels * points
-    rows = problem.batch * math.prod(problem.output_spatial)
+    rows = problem.batch * problem.outputs
     exchanged = pad.is_exchanged(problem) and not pad.mends(problem)
     if exchanged or max(problem.spec.lhs_dilation) > 1:
         rate = 4e9 if exchanged else 9e9
@@ -151,8 +151,8 @@ def dense_cost(problem: ConvProblem) -> float:
     of few outputs and many weights. Some of these take several times as long. For one
     channel it is a fit of its own, to 170 random layers of 1 to 128 features.
     """
-    outputs = problem.batch * math.prod(problem.output_spatial)
-    reads, flops = outputs * math.prod(problem.kernel_spatial), dense_flops(problem)
+    outputs = problem.batch * problem.outputs
+    reads, flops = outputs * problem.taps, dense_flops(problem)
     if problem.channels == 1:
         read = 7.5e-10 if problem.features < UNFILLED else 0.9e-10
         seconds = 3.8e-5 + 1.07e-8 * outputs + read * reads + 2.6e-12 * flops
@@ -171,7 +171,7 @@ def _ordered(problem: ConvProblem) -> float:
 
 def dense_flops(problem: ConvProblem) -> int:
     """Multiplications and additions, those with zeros between entries too."""
-    outputs = problem.batch * math.prod(problem.output_spatial)
+    outputs = problem.batch * problem.outputs
     return 2 * outputs * math.prod(problem.kernel_shape)
 
 
@@ -184,8 +184,8 @@ def grouped_cost(problem: ConvProblem) -> float:
     groups, and to 11 layers' gradients of 8 to 1024 single examples.
     """
     G = problem.spec.feature_group_count
-    reads = problem.batch * math.prod(problem.output_spatial) * G
-    reads *= math.prod(problem.kernel_spatial)
+    reads = problem.batch * problem.outputs * G
+    reads *= problem.taps
     size = math.prod(problem.x_shape) + math.prod(problem.output_shape)
     copied = 0.2e-9 * size + 0.35e-9 * transposed(problem)
     if problem.channels == 1 and len(problem.x_spatial) < 3:

@@ -33,7 +33,7 @@ COPY = 8 << 20
 
 def is_exchanged(problem: ConvProblem) -> bool:
     """Whether XLA exchanges the two: more taps than entries, of known sizes."""
-    sizes = math.prod(problem.kernel_spatial), math.prod(problem.x_spatial)
+    sizes = problem.taps, math.prod(problem.x_spatial)
     return problem.is_static and sizes[0] > sizes[1]
 
 

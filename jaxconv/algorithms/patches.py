@@ -52,8 +52,8 @@ def cost(problem: ConvProblem) -> float:
     long as the best of 177 undilated ones.
     """
     G = problem.spec.feature_group_count
-    rows = problem.batch * math.prod(problem.output_spatial)
-    reads = rows * math.prod(problem.kernel_spatial) * G
+    rows = problem.batch * problem.outputs
+    reads = rows * problem.taps * G
     entries, f = reads * problem.channels, problem.features // G
     row = 4 * max(entries // (rows * G), f)
     count, _ = blocks_of(rows, max(PATCHES // row, 1))
@@ -73,8 +73,8 @@ def dense_cost(problem: ConvProblem) -> float:
     faster over these.
     """
     weights = math.prod(problem.kernel_shape)
-    entries = problem.batch * math.prod(problem.output_spatial) * problem.channels
-    entries *= math.prod(problem.kernel_spatial)
+    entries = problem.batch * problem.outputs * problem.channels
+    entries *= problem.taps
     feature, in_feature, *_ = problem.spec.dimension_numbers.rhs_spec
     read = (4.4e-11 if in_feature < feature else 4.3e-10) * weights
     return 6.3e-5 + read + 2.2e-12 * direct.dense_flops(problem) + 4.6e-10 * entries

@@ -76,8 +76,8 @@ AVX-512). With 256 terms, or 8 and 72 columns, they take 1.2 to 1.6 times as lon
 FEW, VECTOR = 8, 8
 """Entries that are too few to be copied one window and tap at a time; of a vector.
 
-A 7x7 layer with stride 2 of 3 channels: 57 ms so, 35 with rows of 24 entries for 7 taps
-(AMD EPYC).
+A 7x7 layer with stride 2 of 3 channels takes 57 ms one window and tap at a time, and 35
+ms with rows of 24 entries for 7 taps (AMD EPYC).
 """
 
 WIDE = 256
@@ -151,8 +151,8 @@ those of the fifth generation 1.11 times.
 def cost(problem: ConvProblem, processor: Processor) -> float:
     """Seconds, about: reads and entries of X, transpositions, products, sums."""
     rates, G = RATES[processor], problem.spec.batch_group_count
-    terms = problem.channels * math.prod(problem.kernel_spatial)
-    outputs, row = math.prod(problem.output_spatial), problem.batch // G
+    terms = problem.channels * problem.taps
+    outputs, row = problem.outputs, problem.batch // G
     if _is_sliced(problem):
         outputs, row = outputs // problem.output_spatial[-1], _row(problem)
     f, width = problem.features // G, outputs * row

@@ -53,8 +53,8 @@ def cost(problem: ConvProblem) -> float:
     f = problem.features / G
     moved += 0.64e-9 * math.prod(problem.output_shape) / min(1.0, f / 4)
     moved += 0.25e-9 * transposed(problem)
-    reads = problem.batch * math.prod(problem.output_spatial) * G
-    reads *= math.prod(problem.kernel_spatial)
+    reads = problem.batch * problem.outputs * G
+    reads *= problem.taps
     read = 0.7e-9 + 0.14e-9 * problem.channels + (1e-9 if problem.channels < 8 else 0.0)
     return 2.1e-5 + 2.8e-6 * G + moved + read * reads
 

@@ -20,9 +20,9 @@ products of the blocks are added up.
 
 Applies without groups, dilated inputs or padding. Costs a transposition of y where the
 layout asks for one, or a copy of the kernel, or of y, for each image or block. Kernel
-gradients of 1x1 layers took XLA:CPU 2 to 3 times as long: 1024 to 256 channels on 8
-images of 14x14 10 ms, and so 4; 32 to 16 on 16 of 112x112 26 and 4.4 (2 cores of an
-Intel Xeon, jax 0.12.0.1, float32).
+gradients of 1x1 layers took XLA:CPU 2 to 6 times as long: 1024 to 256 channels on 8
+images of 14x14 10 ms by XLA and 4 by products, 32 to 16 on 16 of 112x112 26 and 4.4 ms
+(2 cores of an Intel Xeon, jax 0.12.0.1, float32).
 """
 
 import math
@@ -136,7 +136,7 @@ def blocks(problem: ConvProblem) -> tuple[int, int]:
 
     One, of all terms, where these do not lie in a row or cannot be divided evenly.
     """
-    terms = problem.channels * math.prod(problem.kernel_spatial)
+    terms = problem.channels * problem.taps
     columns = min(problem.batch, problem.features)
     size = next((size for fewer, size in CHAINS if columns < fewer), terms)
     if size >= terms or not _sums_outermost(problem):

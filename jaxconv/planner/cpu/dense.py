@@ -101,7 +101,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     few = problem.channels <= SMALL or pairs <= PAIRS_DENSE
     if few and stencil.applies(problem):
         costs["stencil"] = stencil.cost(problem) / NEARLY
-    rows = problem.batch * math.prod(problem.output_spatial)
+    rows = problem.batch * problem.outputs
     if rows <= ROWS and many and patches.applies(problem):
         costs["patches"] = patches.dense_cost(problem)
     own = NEARLY * direct.dense_cost(problem)

@@ -70,7 +70,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     if shifts.applies(problem) and (in_a_row or G < FEW):
         reason = "one channel per group, added up along a spatial axis"
         return Plan("shifts", reason, shifts.cost(problem))
-    taps = math.prod(problem.kernel_spatial)
+    taps = problem.taps
     weights = taps * problem.channels * problem.features // G
     alone = problem.channels * problem.features == G
     few_taps = taps <= 2 * LANES
@@ -100,7 +100,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
 
 def _is_padded_in_blocks(problem: ConvProblem) -> bool:
     """Whether some images are padded, which are too large together, and are to be."""
-    many = math.prod(problem.kernel_spatial) >= MASKED
+    many = problem.taps >= MASKED
     if not many or problem.spec.groups > CHANNELS:
         return False
     count, one = by_image.of_block(problem)

@@ -59,7 +59,7 @@ def rule(
     takes 1.06 times as long as the better of sums and transforms, and 2.1 times without
     transforms (AMD EPYC with AVX-512). jax 0.10.2 has the same transforms.
     """
-    if not fourier.applies(problem) or math.prod(problem.kernel_spatial) == 1:
+    if not fourier.applies(problem) or problem.taps == 1:
         return None
     algorithm, count, one = "fourier", 1, problem
     if by_groups.applies(problem):

@@ -63,10 +63,10 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     if own:
         if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
             return None
-        if math.prod(problem.output_spatial) == 1 and max(spec.rhs_dilation) > 1:
+        if problem.outputs == 1 and max(spec.rhs_dilation) > 1:
             return Plan("patches_gradient", "a product of strided entries")
         if is_complex(problem.dtype) and len(problem.x_spatial) > 2:
-            return Plan("patches_gradient", "XLA:CPU ends the process on some of these")
+            return Plan("patches_gradient", "XLA:CPU crashes on some complex ones")
     elif not costs and depthwise_gradient.applies(problem) and problem.features < LANES:
         return None  # phases, for few pairs in at most two dimensions
     costs |= _by_patches(problem, processor)
@@ -143,7 +143,7 @@ def _of_depthwise_gradient(problem: ConvProblem) -> dict[str, float]:
     if dilated or problem.features > problem.spec.batch_group_count:
         return costs
     few = problem.features <= LANES and len(problem.x_spatial) < 3
-    if math.prod(problem.output_spatial) == 1:
+    if problem.outputs == 1:
         costs["by_output"] = by_output.cost(problem)
     elif few and is_fast(problem.dtype):
         costs["direct"] = NEARLY * direct.depthwise_gradient_cost(problem)
@@ -154,7 +154,7 @@ def _is_spread(problem: ConvProblem) -> bool:
     """Whether several taps read groups of few channels of a large x."""
     several = problem.batch > problem.spec.batch_group_count
     large = math.prod(problem.x_shape) * problem.dtype.itemsize >= LARGE
-    taps = math.prod(problem.output_spatial)
+    taps = problem.outputs
     return several and large and taps > 1 and by_groups.of_block(problem)[0] > 1
 
 

@@ -13,12 +13,12 @@ def rule(problem: ConvProblem) -> Plan | None:
 
     Outputs are more than the entries, too: else it is a kernel gradient.
     """
-    entries, taps, outputs = map(
-        math.prod, (problem.x_spatial, problem.kernel_spatial, problem.output_spatial)
-    )
+    entries, taps = math.prod(problem.x_spatial), problem.taps
     positions = entries * math.prod(problem.spec.lhs_dilation)
     fills = problem.batch >= LANES and problem.channels > 1
     larger = taps > positions if fills else taps >= LARGER * positions
-    if swap.applies(problem) and larger and entries < outputs:
-        return Plan("swap", "the input is a kernel on the window, which is an image")
+    if swap.applies(problem) and larger and entries < problem.outputs:
+        return Plan(
+            "swap", "the window is larger than the input: the two change places"
+        )
     return None

@@ -60,7 +60,7 @@ def rule(problem: ConvProblem) -> Plan | None:
         few = problem.channels * problem.features <= PAIRS_3D
         if few and stencil.applies(problem):
             costs["stencil"] = stencil.cost(problem)
-        terms = problem.channels * math.prod(problem.kernel_spatial)
+        terms = problem.channels * problem.taps
         strided = not loops and max(problem.spec.window_strides) > 1
         wide = problem.features >= WIDENED * problem.channels
         short = terms <= SHORT and (strided or (wide and costs))
@@ -73,7 +73,7 @@ def rule(problem: ConvProblem) -> Plan | None:
     if loops:
         known = patches.applies(problem)
         return Plan("patches", "XLA:CPU has no routine for it") if known else None
-    taps = math.prod(problem.kernel_spatial)
+    taps = problem.taps
     if rank < 3 or not fold_depth.applies(problem):
         return None
     if taps == 1 or math.prod(problem.output_spatial[1:]) < SLICE:

@@ -22,10 +22,13 @@ def mended(problem: ConvProblem) -> Plan | None:
     if pad.mends(problem):
         return Plan(
             "pad",
-            "else XLA:CPU exchanges x and a kernel of more taps",
+            "padded first, as XLA:CPU is slow where taps are more than entries of x",
         )
     if _is_routine(problem):
-        return Plan("channels_last", "XLA:CPU orders axes itself, but not within loops")
+        return Plan(
+            "channels_last",
+            "XLA:CPU's routine, with the axes in the order that it wants",
+        )
     return None
 
 
