@@ -115,6 +115,12 @@ class ConvSpec:
         return self.feature_group_count * self.batch_group_count
 
     @property
+    def is_plain(self) -> bool:
+        """Whether nothing is strided and nothing dilated."""
+        steps = (*self.window_strides, *self.lhs_dilation, *self.rhs_dilation)
+        return max(steps, default=1) == 1
+
+    @property
     def block_axis(self) -> int:
         """The axis of `x` whose blocks are the groups: its batch or its channels."""
         batch, channel, *_ = self.dimension_numbers.lhs_spec

@@ -40,10 +40,13 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
       problem: what is to be computed, of known sizes.
       processor: whose costs count.
     """
-    if trim.applies(problem) and trim.kept(problem) <= TRIMMED:
-        return Plan("trim", "most taps or outputs meet nothing but zeros")
     by_sums = functools.partial(_by_sums, processor=processor)
     found = by_sums(problem)
+    if trim.applies(problem) and trim.kept(problem) <= TRIMMED:
+        # Exchanged with its window, x without zeros between entries meets none around.
+        exchanged = found is not None and found.algorithm == "swap"
+        if not (exchanged and problem.spec.is_plain):
+            return Plan("trim", "most taps or outputs meet nothing but zeros")
     return fourier.rule(problem, found, processor, by_sums) or found
 
 
