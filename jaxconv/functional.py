@@ -12,7 +12,7 @@ mode and every higher order. `conv` states the rule by hand and has, like every
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxconv import primitive
 from jaxconv.arguments import (
-    Caller,
     as_array,
     as_cotangent,
     as_shape,
-    demand_bool,
     demand_inexact,
     elements,
-    static_int,
 )
 from jaxconv.layer import (
     ConvOptions,
@@ -37,37 +34,11 @@ from jaxconv.layer import (
     conv_layer,
     transposed_layer,
 )
+from jaxconv.params import Params, by_role, role_of
 from jaxconv.spec import accumulation_dtype
-
-Params = Any
-"""A `ConvParams`, or a mapping such as a Flax or Haiku layer holds."""
 
 Wrt = Sequence[Literal["params", "x"]]
 LayerOf = Callable[[str, Any, Any, Any], Layer]
-
-_ROLES = {"kernel": "kernel", "w": "kernel", "bias": "bias", "b": "bias"}
-
-
-class ConvParams(NamedTuple):
-    """Parameters of a layer.
-
-    Attributes:
-      kernel: [*taps, Cin // groups, Cout], or as `dimension_numbers` say.
-      bias: [Cout], or None for a layer without one.
-
-    Example:
-      >>> params = ConvParams(jnp.ones((3, 3, 2, 4)), jnp.zeros(4))
-      >>> conv_forward(params, jnp.ones((8, 8, 2))).shape
-      (8, 8, 4)
-    """
-
-    kernel: ArrayLike
-    bias: ArrayLike | None = None
-
-
-jax.export.register_namedtuple_serialization(
-    ConvParams, serialized_name="jaxconv.ConvParams"
-)
 
 
 def conv_forward(
@@ -99,6 +70,7 @@ def conv_forward(
     Source: derived in docs/identities.md.
 
     Example:
+      >>> from jaxconv import init_conv_params
       >>> params = init_conv_params(jax.random.key(0), 6, 8, (3, 3), groups=2)
       >>> conv_forward(params, jnp.ones((5, 32, 32, 6)), strides=2, groups=2).shape
       (5, 16, 16, 8)
@@ -144,6 +116,7 @@ def conv_vjp(
     Source: derived in docs/identities.md; the signature is that of `jax.vjp`.
 
     Example:
+      >>> from jaxconv import ConvParams
       >>> params, x = ConvParams(jnp.ones((3, 2, 4))), jnp.ones((7, 2))
       >>> dparams, dx = conv_vjp(params, x, jnp.ones((7, 4)))
       >>> dparams.kernel.shape, dparams.bias, dx.shape
@@ -177,6 +150,7 @@ def conv(params: Params, x: ArrayLike, **options: Unpack[ConvOptions]) -> jax.Ar
     Source: `conv_forward` and `conv_vjp`, by `jax.custom_vjp`.
 
     Example:
+      >>> from jaxconv import ConvParams
       >>> params, x = ConvParams(jnp.ones((3, 1, 1))), jnp.arange(4.0)[:, None]
       >>> jax.grad(lambda x: conv(params, x).sum())(x).ravel().tolist()
       [2.0, 3.0, 3.0, 2.0]
@@ -212,6 +186,7 @@ def conv_transpose_forward(
     Source: derived in docs/identities.md; the options are `jax.lax.conv_transpose`'s.
 
     Example:
+      >>> from jaxconv import ConvParams
       >>> params, x = ConvParams(jnp.ones((4, 4, 3, 5))), jnp.ones((8, 8, 3))
       >>> conv_transpose_forward(params, x, strides=2).shape
       (16, 16, 5)
@@ -256,6 +231,7 @@ def conv_transpose_vjp(
     Source: derived in docs/identities.md; the signature is that of `jax.vjp`.
 
     Example:
+      >>> from jaxconv import ConvParams
       >>> params, x = ConvParams(jnp.ones((4, 3, 5))), jnp.ones((8, 3))
       >>> _, dx = conv_transpose_vjp(params, x, jnp.ones((16, 5)), strides=2, wrt=["x"])
       >>> dx.shape
@@ -288,6 +264,7 @@ def conv_transpose(
     Source: `conv_transpose_forward` and `conv_transpose_vjp`, by `jax.custom_vjp`.
 
     Example:
+      >>> from jaxconv import ConvParams
       >>> params, x = ConvParams(jnp.ones((2, 1, 1))), jnp.arange(3.0)[:, None]
       >>> conv_transpose(params, x, strides=2).ravel().tolist()
       [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
@@ -395,102 +372,6 @@ def conv_kernel_grad(
     return layer.kernel_gradient(as_cotangent(function, g, layer.y_type), x)
 
 
-def init_conv_params(
-    key: jax.Array,
-    in_features: int,
-    out_features: int,
-    kernel_size: int | Sequence[int],
-    *,
-    groups: int = 1,
-    bias: bool = True,
-    dtype: DTypeLike = jnp.float32,
-    kernel_init: jax.nn.initializers.Initializer | None = None,
-) -> ConvParams:
-    """Draw the parameters of a layer.
-
-    Args:
-      key: a PRNG key.
-      in_features: Cin ≥ 1.
-      out_features: Cout ≥ 1.
-      kernel_size: taps per spatial axis: (3, 3) for images. An int is that of one
-        axis, for sequences.
-      groups: G ≥ 1, divides Cin and Cout.
-      bias: whether the layer has a bias, which starts at zero.
-      dtype: of the parameters.
-      kernel_init: a `jax.nn.initializers` initializer for [*taps, Cin // groups, Cout];
-        None for LeCun's normal: variance 1 / (taps · Cin // groups).
-
-    Returns:
-      `ConvParams(kernel, bias)`.
-
-    Raises:
-      TypeError: on sizes that are no ints, a dtype that is neither floating nor
-        complex, a bias that is no bool, an initializer that is no function, or a key
-        that is no random key.
-      ValueError: on sizes below 1, or groups that do not divide the features.
-
-    Source: LeCun et al., Efficient BackProp (1998), for the default initializer.
-
-    Example:
-      >>> params = init_conv_params(jax.random.key(0), 4, 6, (3, 3), groups=2)
-      >>> params.kernel.shape, params.bias.shape
-      ((3, 3, 2, 6), (6,))
-    """
-    taps = elements(kernel_size)
-    sizes = {
-        "kernel_size": (kernel_size,) if taps is None else taps,
-        "in_features": (in_features,),
-        "out_features": (out_features,),
-        "groups": (groups,),
-    }
-    caller = Caller("init_conv_params")
-    for name, values in sizes.items():
-        whole = kernel_size if name == "kernel_size" else values[0]
-        sizes[name] = tuple(static_int(caller, name, v, whole) for v in values)
-        if min(sizes[name], default=1) < 1:
-            rule = "sizes must be at least 1"
-            raise caller.error(ValueError, rule, name, whole, "Pass positive ints.")
-    taps, (in_features,), (out_features,), (groups,) = sizes.values()
-    try:
-        is_inexact = jnp.issubdtype(dtype, jnp.inexact)
-    except TypeError:
-        is_inexact = False
-    if not is_inexact:
-        raise TypeError(
-            "init_conv_params: parameters must be floating or complex, but got "
-            f"dtype={dtype}. Pass one such as jnp.float32."
-        )
-    demand_bool("init_conv_params", "bias", bias)
-    if not (kernel_init is None or callable(kernel_init)):
-        raise TypeError(
-            "init_conv_params: kernel_init must be an initializer, but got kernel_init="
-            f"{kernel_init!r}. Pass one such as jax.nn.initializers.he_normal()."
-        )
-    if in_features % groups or out_features % groups:
-        raise ValueError(
-            "init_conv_params: groups must divide the features, but got "
-            f"groups={groups} (in_features={in_features}, out_features={out_features})."
-            " Change one of them."
-        )
-    if not _is_key(key):
-        raise TypeError(
-            f"init_conv_params: key must be a random key, but got key={key!r}. Pass "
-            "one such as jax.random.key(0)."
-        )
-    init = kernel_init or jax.nn.initializers.lecun_normal()
-    kernel = init(key, (*taps, in_features // groups, out_features), dtype)
-    return ConvParams(kernel, jnp.zeros(out_features, dtype) if bias else None)
-
-
-def _is_key(key: Any) -> bool:
-    """Whether it is one random key, of the typed or of the raw kind."""
-    if not isinstance(key, jax.Array | np.ndarray):
-        return False
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key.ndim == 0
-    return key.ndim == 1 and key.dtype == np.uint32
-
-
 def _dtype_like(
     function: str, dtype: DTypeLike | None, operand: str, own: np.dtype
 ) -> np.dtype:
@@ -516,43 +397,11 @@ def _type(array: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
-def _by_role(function: str, params: Params) -> dict[str, jax.Array]:
-    """The kernel and the bias, if there is one, by these names."""
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    roles = [_role(path) for path, _ in paths]
-    if None in roles or len(set(roles)) < len(roles) or "kernel" not in roles:
-        places = ", ".join(jax.tree_util.keystr(path) for path, _ in paths)
-        found, advice = f"arrays at {places}", "Pass the parameters of one layer."
-        if not paths:
-            found = "no arrays"
-        elif not places:
-            found = f"no parts (its shape is {getattr(params, 'shape', 'none')})"
-            advice = (
-                "Wrap a kernel as ConvParams(kernel), pass params before x, or call "
-                "jaxconv.lax for the signatures of jax.lax."
-            )
-        raise TypeError(
-            f"{function}: params must be ConvParams(kernel, bias), or a mapping with "
-            f"'kernel' and maybe 'bias', or 'w' and maybe 'b', but got params of type "
-            f"{type(params).__name__} with {found}. {advice}"
-        )
-    return {
-        role or "": as_array(function, f"params' {role}", leaf)
-        for role, (_, leaf) in zip(roles, paths, strict=True)
-    }
-
-
-def _role(path: tuple[Any, ...]) -> str | None:
-    """Which parameter stands at a path of a tree: "kernel", "bias", or neither."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return _ROLES.get(name.removesuffix("/value"))
-
-
 def _checked(
     function: str, layer_of: LayerOf, params: Params, x: ArrayLike, options: Any
 ) -> tuple[Layer, jax.Array, jax.Array, jax.Array | None]:
     """The layer for these operands, with x, kernel and bias."""
-    leaves, x = _by_role(function, params), as_array(function, "x", x)
+    leaves, x = by_role(function, params), as_array(function, "x", x)
     kernel, bias = leaves["kernel"], leaves.get("bias")
     layer = layer_of(function, _type(x), _type(kernel), options)
     features = layer.y_features
@@ -630,7 +479,7 @@ def _vjp(
                 bias, lambda: _bias_gradient(layer, g, bias)
             )
         dparams = jax.tree_util.tree_map_with_path(
-            lambda path, _: gradients[_role(path) or ""], params
+            lambda path, _: gradients[role_of(path) or ""], params
         )
     if "x" in asked:
         dx = _if_inexact(x, lambda: layer.input_gradient(g, kernel, x))

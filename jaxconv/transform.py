@@ -63,7 +63,7 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
         array nor an argument, or changes an object that is an argument.
       ValueError: when called, if `fn` was jitted with `compiler_options`.
 
-    Source: the equations of a program are replaced one by one; see docs/frameworks.md.
+    Source: the equations of a program are replaced one by one; see docs/accelerate.md.
 
     Example:
       >>> import jax.numpy as jnp

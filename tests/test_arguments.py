@@ -12,7 +12,7 @@ import jaxconv
 import jaxconv.lax
 from jaxconv.arguments import Caller, conv_spec
 from jaxconv.cases import CASES, random_case
-from jaxconv.functional import ConvParams
+from jaxconv.params import ConvParams
 
 X, K = jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 6, 4))
 NHWC = ("NHWC", "HWIO", "NHWC")

@@ -1,6 +1,7 @@
 """The commands, as a user starts them."""
 
 import gc
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def test_demo_trains_and_draws(tmp_path, capsys):
     printed = capsys.readouterr().out
     for row in ("test accuracy", "step time", "compile time", "gradients apart"):
         assert row in printed
+    (apart,) = re.findall(r"gradients apart.*?(\d\.\de-\d+)", printed)
+    assert float(apart) < 1e-5
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
