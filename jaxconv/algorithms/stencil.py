@@ -76,7 +76,7 @@ def cost(problem: ConvProblem) -> float:
     to which this was not fitted, 1.11 times; without stencils it took 1.6 times.
     """
     axes, spec = axes_of(problem), problem.spec
-    outputs, taps = map(math.prod, (problem.output_shape, problem.kernel_spatial))
+    outputs, taps = math.prod(problem.output_shape), problem.taps
     row = -(-_run_length(axes) // LANES) * LANES
     products = problem.batch * problem.features * row * taps * problem.channels
     size = _at_a_time(problem)

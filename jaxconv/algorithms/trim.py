@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import Axis, axes_of
-from jaxconv.spec import ConvProblem, dilated
+from jaxconv.algorithms.windows import Axis, axes_of, every
+from jaxconv.spec import ConvProblem
 
 
 def applies(problem: ConvProblem) -> bool:
@@ -48,8 +48,9 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     taps, outputs = list(map(_taps, axes)), list(map(_outputs, axes))
     if not all(map(len, (*taps, *outputs))):
         return jnp.zeros(problem.output_shape, problem.output_dtype)
-    for place, left in zip(spec.dimension_numbers.rhs_spec[2:], taps, strict=True):
-        kernel = lax.slice_in_dim(kernel, left.start, left.stop, axis=place)
+    starts, counts = [left.start for left in taps], list(map(len, taps))
+    places = spec.dimension_numbers.rhs_spec[2:]
+    kernel = every(kernel, places, starts, counts, [1] * len(taps))
     trimmed = map(_padding, axes, taps, outputs)
     y = conv(spec.replace(padding=tuple(trimmed)), x, kernel)
     around = [(0, 0, 0)] * y.ndim
@@ -73,18 +74,13 @@ def _outputs(axis: Axis) -> range:
 def _meeting(axis: Axis, step: int, count: int, others: int, number: int) -> range:
     """Which of so many, in such steps, meet an entry with one of the others."""
     first = -((others * (number - 1) - axis.low) // step)
-    last = (axis.low + _extent(axis) - 1) // step
+    last = (axis.low + axis.spread_size - 1) // step
     start = min(max(first, 0), count)
     return range(start, max(min(last + 1, count), start))
-
-
-def _extent(axis: Axis) -> int:
-    """E, of the input with the zeros between its entries."""
-    return dilated(axis.size, axis.lhs_dilation)
 
 
 def _padding(axis: Axis, taps: range, outputs: range) -> tuple[int, int]:
     """(p', high), with which the outputs that are left are all."""
     low = axis.low - axis.stride * outputs.start - axis.rhs_dilation * taps.start
     reach = axis._replace(taps=len(taps), outputs=len(outputs)).reach
-    return low, reach - _extent(axis) - low
+    return low, reach - axis.spread_size - low

@@ -58,6 +58,11 @@ class Axis(NamedTuple):
         )
 
     @property
+    def spread_size(self) -> int:
+        """Positions of the input with the zeros between its entries."""
+        return dilated(self.size, self.lhs_dilation)
+
+    @property
     def period(self) -> int:
         """P, the fewest outputs after which a tap meets an entry, or a zero, again."""
         return self.lhs_dilation // math.gcd(self.stride, self.lhs_dilation)
@@ -65,8 +70,7 @@ class Axis(NamedTuple):
     @property
     def edges(self) -> tuple[int, int]:
         """How many zeros lie before and after the dilated input, within a window."""
-        entries = dilated(self.size, self.lhs_dilation)
-        return max(self.low, 0), max(self.reach - self.low - entries, 0)
+        return max(self.low, 0), max(self.reach - self.low - self.spread_size, 0)
 
     @property
     def is_inside(self) -> bool:
@@ -76,7 +80,7 @@ class Axis(NamedTuple):
     @property
     def extent(self) -> int:
         """Positions of the input with its zeros in place."""
-        return dilated(self.size, self.lhs_dilation) + sum(self.edges)
+        return self.spread_size + sum(self.edges)
 
     def read(self, output: Index, tap: Index) -> tuple[Index, Index]:
         """Where x has what the output reads for the tap, and whether it does at all."""

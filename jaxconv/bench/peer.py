@@ -42,9 +42,7 @@ class Peer:
             ) from cause
         greeting = self._answer()
         if greeting != "ready":
-            self._process.kill()
-            _, said = self._process.communicate()
-            told = (said.strip() or str(greeting or "nothing")).splitlines()[-1]
+            told = (self._end() or str(greeting or "nothing")).splitlines()[-1]
             raise PeerError(
                 f"bench: --peer torch needs torch in {python or sys.executable}, but "
                 f"it said: {told}. Install it there (pip install torch), or name an "
@@ -59,6 +57,12 @@ class Peer:
             return json.loads(line) if line else None
         except json.JSONDecodeError:
             return line.strip()
+
+    def _end(self) -> str:
+        """End the process; what it had to say of errors."""
+        self._process.kill()
+        _, said = self._process.communicate()
+        return said.strip()
 
     def seconds(self, case: ConvCase, role: str, dtype: str, rounds: int) -> float:
         """The fastest of so many runs of the layer's role, in its faster layout."""
@@ -83,9 +87,7 @@ class Peer:
         self._process.stdin.flush()
         answer = self._answer()
         if not isinstance(answer, float):
-            self._process.kill()
-            _, said = self._process.communicate()
-            told = said.strip() or answer
+            told = self._end() or answer
             raise PeerError(f"bench: torch failed on {case.name}, {role}: {told}")
         return answer
 
@@ -95,5 +97,4 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.communicate()
+        self._end()

@@ -42,7 +42,6 @@ class Task(NamedTuple):
       console: of `rich`, where it is told.
       jobs: a layer and a role each, or the name of a program.
       measured: of a job, what the report is made of.
-      dtype: of the operands, and of the machine's own rates.
       json: where the rows go, after each; or None.
       asked: the options of the run.
       cases: the layers; none where programs are measured.
@@ -51,7 +50,6 @@ class Task(NamedTuple):
     console: Any
     jobs: Sequence
     measured: Callable[[Any], Any]
-    dtype: str
     json: Path | None
     asked: Mapping[str, Any]
     cases: Sequence[ConvCase] = ()
@@ -116,7 +114,7 @@ def run(
         )
         if suite in PROGRAMS:
             jobs, measured = _programs(suite, only, rounds)
-            return _bench(Task(console, jobs, measured, dtype, json, asked), plot)
+            return _bench(Task(console, jobs, measured, json, asked), plot)
         cases = _cases(suite, only, sweep, seed or 0)
         wide = dtype == "float64"
         with jax.enable_x64(wide or jax.config.jax_enable_x64):
@@ -133,7 +131,7 @@ def run(
                     return row
 
                 measured = chosen if regret else timed
-                task = Task(console, jobs, measured, dtype, json, asked, cases)
+                task = Task(console, jobs, measured, json, asked, cases)
                 return _regret(task) if regret else _bench(task, plot)
     except (BenchError, PeerError) as error:
         print(f"jaxconv: {error}", file=sys.stderr)
@@ -216,7 +214,7 @@ def _peer(name: str | None, python: str | None) -> Any:
 
 def _bench(task: Task, plot: Path | None) -> int:
     """Stock against jaxconv, job by job; of random layers, which gain least."""
-    console, probed = task.console, probe(task.dtype)
+    console, probed = task.console, probe(task.asked["dtype"])
     rows, status = _collect(task, report.summary, probed)
     console.print(report.table(probed, rows, brief=console.width < WIDTH))
     if task.asked["sweep"] is not None:
@@ -235,7 +233,7 @@ def _bench(task: Task, plot: Path | None) -> int:
 
 def _regret(task: Task) -> int:
     """Every algorithm that applies against the plan's choice."""
-    choices, status = _collect(task, report.regrets, probe(task.dtype))
+    choices, status = _collect(task, report.regrets, probe(task.asked["dtype"]))
     task.console.print(report.choices_table(choices))
     for line in report.lines(report.regrets(choices)):
         task.console.print(line)

@@ -53,9 +53,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     takes 1.11 times as long as the best.
     """
     spec = problem.spec
-    taps, outputs = (
-        math.prod(sizes) for sizes in (problem.kernel_spatial, problem.output_spatial)
-    )
+    taps, outputs = problem.taps, problem.outputs
     own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
     costs = _of_depthwise_gradient(problem) if _is_depthwise_gradient(problem) else {}
     if not patches_gradient.applies(problem):
@@ -63,7 +61,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     if own:
         if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
             return None
-        if problem.outputs == 1 and max(spec.rhs_dilation) > 1:
+        if outputs == 1 and max(spec.rhs_dilation) > 1:
             return Plan("patches_gradient", "a product of strided entries")
         if is_complex(problem.dtype) and len(problem.x_spatial) > 2:
             return Plan("patches_gradient", "XLA:CPU crashes on some complex ones")

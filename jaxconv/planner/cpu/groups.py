@@ -1,7 +1,5 @@
 """Groups of several channels, of a layer or made by `vmap`."""
 
-import math
-
 from jaxconv.algorithms import (
     by_member,
     by_tap,
@@ -71,8 +69,7 @@ def members(problem: ConvProblem, processor: Processor) -> Plan | None:
     if not by_member.applies(problem):
         return None
     one = by_member.single(problem)
-    taps, outputs = map(math.prod, (one.kernel_spatial, one.output_spatial))
-    if max(one.channels, one.spec.groups) > 1 or not 1 < outputs < taps:
+    if max(one.channels, one.spec.groups) > 1 or not 1 < one.outputs < one.taps:
         return Plan("by_member", "one member after the other, as vmap found them")
     slower = MEMBERS_SLOWER if processor is Processor.NARROW else 1.0
     costs = {
