@@ -98,10 +98,28 @@ def test_products_of_few_columns_are_left_to_convolutions_by_processor():
         ((8, 24, (1, 1)), set()),
         ((96, 3, (1, 1)), others),
         ((8, 3, (28, 28)), others),
-        ((96, 64, (1, 1)), set(Processor)),
+        ((96, 64, (1, 1)), set(Processor) - {Processor.NARROW}),
+        ((300, 64, (1, 1)), set(Processor)),
     ):
         problem = forward(layer("", 8, (28, 28), *shape))
         assert kinds_planning("product", problem) == known, shape
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("role", ["forward", "input_gradient"])
+def test_pointwise_layers_are_products_by_eigen_on_narrow_vectors(integers, rank, role):
+    def choose(problem):
+        return plan(problem, "cpu", processor=Processor.NARROW).algorithm
+
+    case = layer("", 8, (9,) * rank, 96, 64, (1,) * rank)
+    problem = problem_in(case, role, jnp.float32)
+    assert kinds_planning("fold_images", problem) == {Processor.NARROW}
+    x, kernel = integers(*problem.x_shape), integers(*problem.kernel_shape)
+    run = functools.partial(compute, problem, "fold_images", choose)
+    program = str(jax.make_jaxpr(run)(x, kernel))
+    assert "dot_general" not in program and program.count("conv_general_dilated") == 1
+    stock = lax.conv_general_dilated(x, kernel, **problem.spec.geometry)
+    np.testing.assert_array_equal(jax.jit(run)(x, kernel), stock)
 
 
 def test_phases_are_weighed_by_what_their_products_take_on_a_processor():
@@ -350,7 +368,7 @@ LAYERS = {
     "dense": layer("", 8, (56, 56), 64, 64, (3, 3), padding=(1, 1)),
     "strided": layer("", 8, (56, 56), 128, 128, (3, 3), strides=2, padding=(1, 1)),
     "stem": layer("", 8, (224, 224), 3, 64, (7, 7), strides=2, padding=(3, 3)),
-    "1x1": layer("", 8, (14, 14), 256, 128, (1, 1)),
+    "1x1": layer("", 8, (14, 14), 512, 320, (1, 1)),
     "1x1s2": layer("", 8, (56, 56), 256, 512, (1, 1), strides=2),
     "depthwise": layer("", 8, (56, 56), 96, 96, (3, 3), groups=96, padding=(1, 1)),
     "depthwise.s2": layer("", 8, (56, 56), 96, 96, (3, 3), strides=2, groups=96),

@@ -32,6 +32,7 @@ from jaxconv.algorithms import (
     direct,
     empty,
     fold_depth,
+    fold_images,
     fourier,
     overlap_add,
     overlap_slices,
@@ -75,6 +76,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "depthwise_gradient": depthwise_gradient,
     "per_group": per_group,
     "fold_depth": fold_depth,
+    "fold_images": fold_images,
     "fourier": fourier,
     "overlap_slices": overlap_slices,
     "slices_gradient": slices_gradient,
@@ -85,7 +87,9 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 """Every algorithm by its name, which is the name of its file."""
 
-ROUTINES = frozenset({"direct", "channels_last", "by_member", "overlap_add"})
+ROUTINES = frozenset(
+    {"direct", "channels_last", "by_member", "fold_images", "overlap_add"}
+)
 """Algorithms that read their operands once, or leave all to a routine of XLA's.
 
 What computes these may fuse with the copies that it takes: the input gradient of a

@@ -88,6 +88,11 @@ def applies(problem: ConvProblem) -> bool:
     )
 
 
+def is_pointwise(problem: ConvProblem) -> bool:
+    """Whether it applies, and each output reads one entry."""
+    return applies(problem) and all(map(_is_kept, axes_of(problem)))
+
+
 def is_apart(problem: ConvProblem) -> bool:
     """Whether each image has a product of its own, for which nothing is transposed."""
     axes, spec = axes_of(problem), problem.spec

@@ -1,7 +1,10 @@
 """Layers that are matrix products as they stand, of all channels or of each group."""
 
+import jax.numpy as jnp
+
 from jaxconv.algorithms import (
     by_tap,
+    fold_images,
     patches_gradient,
     pointwise_groups,
     product,
@@ -25,6 +28,15 @@ Of 620 random pointwise layers with less than 32 of either, those that have as m
 1.04 to 1.65 times as long by the convolution, in the mean of 30 kinds (Intel Xeon). On
 an AMD EPYC without AVX-512 the choice takes 1.05 times as long as the better over 126
 random ones, and 1.19 with the bounds above.
+"""
+
+EIGEN_TERMS, EIGEN_FEATURES = range(3, 257), range(16, 513)
+"""Channels and features of pointwise layers whose product Eigen is to compute, on
+narrow vectors.
+
+Of 652 random pointwise layers and input gradients 382 have as many, and are 1.08 times
+as fast as before; of 354 others, drawn for a test, 200, 1.09 times (AMD EPYC without
+AVX-512). With more features 0.9 times, and with fewer, from many channels, 0.7.
 """
 
 ADDED, ADDED_STRIDED = 16, 8
@@ -54,6 +66,11 @@ def dense(problem: ConvProblem, processor: Processor) -> Plan | None:
             return None  # stock's sum of so many terms in a row is more accurate
         return Plan("product", "a matrix product")
     terms = problem.channels * problem.taps
+    if processor is Processor.NARROW and _is_eigens(problem):
+        if fold_images.applies(problem):
+            return Plan("fold_images", "a matrix product by Eigen")
+        if fold_images.is_folded(problem):
+            return Plan("direct", "a matrix product, which XLA leaves to Eigen")
     if processor is Processor.WIDE_AMD:
         few = min(terms, features) < FULL
     else:
@@ -61,6 +78,12 @@ def dense(problem: ConvProblem, processor: Processor) -> Plan | None:
     if few:
         return Plan("direct", "a product with so few columns is slower")
     return Plan("product", "a matrix product")
+
+
+def _is_eigens(problem: ConvProblem) -> bool:
+    """Whether Eigen's product is the faster one, in a single product of all images."""
+    sizes = problem.channels in EIGEN_TERMS and problem.features in EIGEN_FEATURES
+    return sizes and problem.dtype == jnp.float32
 
 
 def grouped(problem: ConvProblem) -> Plan | None:
