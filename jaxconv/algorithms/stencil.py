@@ -245,7 +245,9 @@ def _phases(
             part = x[(slice(None), slice(None), *steps)]
             return part.reshape(*part.shape[:2], -1)
         part = x[(slice(None), *steps)]
-        return part.reshape(len(part), -1, part.shape[-1]).swapaxes(1, 2)
+        part = part.reshape(len(part), -1, part.shape[-1])
+        # Fused with the steps or the padding, it is transposed entry by entry.
+        return lax.optimization_barrier(part).swapaxes(1, 2)
 
     return {phase: row(phase) for phase in which}
 
