@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import added_up, block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.order import written
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     LANES,
@@ -106,7 +107,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
 
     def of(images: jax.Array, weights: jax.Array) -> jax.Array:
         y = _features_first(problem, images, weights, channel_first)
-        return y if feature_first else jnp.moveaxis(y, 1, -1)
+        return y if feature_first else written(jnp.moveaxis(y, 1, -1))
 
     (count, size), groups = _blocks(problem)
     parts = spec.groups // groups
