@@ -312,8 +312,8 @@ def conv_input_grad(
     kernel, g = as_array(function, "kernel", kernel), as_array(function, "g", g)
     demand_inexact(function, "kernel", kernel)
     shape = as_shape(function, "x_shape", x_shape)
-    own = g.dtype if options.get("cast_kernel") else kernel.dtype
-    x_type = jax.ShapeDtypeStruct(shape, _dtype_like(function, dtype, "x", own))
+    like = ("g", g) if options.get("cast_kernel") else ("kernel", kernel)
+    x_type = jax.ShapeDtypeStruct(shape, _dtype_like(function, dtype, *like))
     layer = conv_layer(function, x_type, _type(kernel), options)
     return layer.input_gradient(as_cotangent(function, g, layer.y_type), kernel)
 
@@ -365,7 +365,7 @@ def conv_kernel_grad(
     x = as_array(function, "x", x)
     shape = as_shape(function, "kernel_shape", kernel_shape)
     demand_inexact(function, "x", x)
-    wanted = _dtype_like(function, dtype, "x", x.dtype)
+    wanted = _dtype_like(function, dtype, "x", x)
     kernel = jax.ShapeDtypeStruct(shape, wanted)
     options["cast_kernel"] = dtype is not None
     layer = conv_layer(function, _type(x), kernel, options)
@@ -373,9 +373,10 @@ def conv_kernel_grad(
 
 
 def _dtype_like(
-    function: str, dtype: DTypeLike | None, operand: str, own: np.dtype
+    function: str, dtype: DTypeLike | None, name: str, operand: jax.Array
 ) -> np.dtype:
     """The dtype, of the operand's kind; that of the operand for None."""
+    own = operand.dtype
     try:
         wanted = jax.dtypes.canonicalize_dtype(own if dtype is None else dtype)
     except TypeError as cause:
@@ -386,8 +387,8 @@ def _dtype_like(
     kinds = (jnp.floating, jnp.complexfloating)
     if any(jnp.issubdtype(wanted, kind) != jnp.issubdtype(own, kind) for kind in kinds):
         raise TypeError(
-            f"{function}: dtype must be of the kind of {operand}, but got "
-            f"dtype={dtype!r} ({operand}.dtype={own}). Pass one such as jnp.float32, "
+            f"{function}: dtype must be of the kind of {name}, but got "
+            f"dtype={dtype!r} ({name}.dtype={own}). Pass one such as jnp.float32, "
             "or None."
         )
     return wanted

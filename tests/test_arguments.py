@@ -386,6 +386,20 @@ FUNCTIONAL_ERRORS = {
         TypeError,
         "conv_kernel_grad: dtype must be of the kind of x, but got dtype=.*int32",
     ),
+    "kind-of-an-input": (
+        lambda: jaxconv.conv_input_grad(X.shape, K, X, dtype=jnp.complex64),
+        TypeError,
+        "conv_input_grad: dtype must be of the kind of kernel, but got "
+        "dtype=.*complex64.* .kernel.dtype=float32.",
+    ),
+    "kind-of-an-input-whose-kernel-is-cast": (
+        lambda: jaxconv.conv_input_grad(
+            X.shape, K, X, dtype=jnp.complex64, cast_kernel=True
+        ),
+        TypeError,
+        "conv_input_grad: dtype must be of the kind of g, but got "
+        "dtype=.*complex64.* .g.dtype=float32.",
+    ),
     "kernel-shape-of-parameters": (
         lambda: jaxconv.conv_kernel_grad(X, cast(Any, jaxconv.ConvParams(K)), X),
         TypeError,
