@@ -74,20 +74,6 @@ POINTWISE = [
 ]  # fmt: skip
 
 
-def channels_outermost(case):
-    """The case with the channels of its input first in memory."""
-    layout = case.dimension_numbers[0]
-    order = sorted(range(len(layout)), key=lambda axis: layout[axis] != "C")
-    return dataclasses.replace(
-        case,
-        x_shape=tuple(case.x_shape[axis] for axis in order),
-        dimension_numbers=(
-            "".join(layout[axis] for axis in order),
-            *case.dimension_numbers[1:],
-        ),
-    )
-
-
 PRODUCTS = [
     layer("product.1d", 3, (9,), 4, 6, (1,)),
     layer("product.2d", 2, (5, 7), 4, 6, (1, 1)),
@@ -105,6 +91,20 @@ PRODUCTS = [
         )
     ),
 ]
+
+
+def channels_outermost(case):
+    """The case with the channels of its input first in memory."""
+    layout = case.dimension_numbers[0]
+    order = sorted(range(len(layout)), key=lambda axis: layout[axis] != "C")
+    return dataclasses.replace(
+        case,
+        x_shape=tuple(case.x_shape[axis] for axis in order),
+        dimension_numbers=(
+            "".join(layout[axis] for axis in order),
+            *case.dimension_numbers[1:],
+        ),
+    )
 
 
 OUTERMOST = [
