@@ -122,6 +122,11 @@ def test_pointwise_layers_are_products_by_eigen_on_narrow_vectors(integers, rank
     np.testing.assert_array_equal(jax.jit(run)(x, kernel), stock)
 
 
+def test_a_window_as_large_as_its_sequence_is_a_product_on_all_processors():
+    problem = forward(layer("", 1, (9,), 96, 64, (9,)))
+    assert kinds_planning("product", problem) == set(Processor)
+
+
 def test_phases_are_weighed_by_what_their_products_take_on_a_processor():
     for channels, known in (
         (512, set(Processor) - {Processor.HALVED}),

@@ -81,9 +81,9 @@ def dense(problem: ConvProblem, processor: Processor) -> Plan | None:
 
 
 def _is_eigens(problem: ConvProblem) -> bool:
-    """Whether Eigen's product is the faster one, in a single product of all images."""
+    """Whether it is a pointwise layer of which Eigen's product is the faster one."""
     sizes = problem.channels in EIGEN_TERMS and problem.features in EIGEN_FEATURES
-    return sizes and problem.dtype == jnp.float32
+    return sizes and problem.dtype == jnp.float32 and product.is_pointwise(problem)
 
 
 def grouped(problem: ConvProblem) -> Plan | None:
