@@ -300,6 +300,29 @@ def test_few_outputs_of_many_weights_are_single_products():
         assert plan(problem_in(early, role, jnp.float32), "cpu").algorithm != known
 
 
+def test_layers_of_few_outputs_are_products_of_patches():
+    for images, channels, features, taps, padding, known in (
+        ((8, 3, 3, 4), 512, 64, 3, 0, set(Processor)),  # the window nearly as large
+        ((2, 8, 8), 512, 320, 7, 0, set(Processor)),
+        ((1, 7, 7, 7), 1024, 512, 3, 0, set(Processor)),  # of many weights
+        ((8, 6, 6, 6), 32, 256, 3, 1, {Processor.NARROW}),
+        ((4, 8, 8), 32, 1024, 3, 1, {Processor.NARROW}),
+        ((64, 28, 28), 32, 1024, 3, 1, set()),
+    ):
+        batch, *spatial = images
+        window = (taps,) * len(spatial)
+        case = layer(
+            "", batch, spatial, channels, features, window, padding=(padding, padding)
+        )
+        assert kinds_planning("patches", forward(case)) == known, images
+
+
+def test_a_kernel_whose_taps_stand_last_is_not_brought_in_order_for_few_outputs():
+    shape = (8, (3, 3, 4), 512, 64, (3, 3, 3))
+    problem = forward(layer("", *shape, channels_first=True))
+    assert kinds_planning("patches_gradient", problem) == set(Processor)
+
+
 @pytest.mark.parametrize(
     ("features", "padding", "algorithm"),
     [(32, 2, "pad"), (32, 0, "direct"), (12, 2, "stencil"), (12, 0, "stencil")],
@@ -532,6 +555,8 @@ def test_what_was_measured_to_be_fast_is_planned(
                 fast = "channels_last"  # XLA's own routine is as fast as any
             if (name, role) == ("grouped", "kernel_gradient") and kind in BLOCKWISE:
                 fast = "by_groups"  # whose lines of the cache do not stay there
+            if (name, role) == ("patch", "forward") and kind is Processor.NARROW:
+                fast = "patches"  # products take longer there, and copies do not
             if role == "forward" and kind is Processor.HALVED:
                 fast = UNSUMMED.get(name, fast)  # sums of slices take longer there
             measured = kind is Processor.WIDE_AMD or name not in ESTIMATED

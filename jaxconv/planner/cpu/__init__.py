@@ -63,7 +63,7 @@ def _by_sums(problem: ConvProblem, processor: Processor) -> Plan | None:
         functools.partial(gradients.rule, processor=processor, plan=plan),
         groups.rule,
         functools.partial(input_dilated.rule, processor=processor),
-        many_axes.rule,
+        functools.partial(many_axes.rule, processor=processor),
         functools.partial(dense.rule, processor=processor),
     )
     found = first(rules, problem)
