@@ -72,8 +72,7 @@ def cost(problem: ConvProblem) -> float:
     rows = problem.batch * problem.outputs
     reads = rows * problem.taps * G
     entries, f = reads * problem.channels, problem.features // G
-    row = 4 * max(entries // (rows * G), f)
-    count, _ = blocks_of(rows, max(PATCHES // row, 1))
+    count, _ = _blocks(problem)
     flops = 2 * entries * (0.2 * f + 0.8 * (-(-f // 16) * 16))
     written = 3.2e-10 * math.prod(problem.output_shape) + 5.2e-9 * rows * G
     copied = 1e-9 * reads + 8e-11 * entries + 2.1e-10 * transposed(problem)
@@ -96,11 +95,22 @@ def dense_cost(problem: ConvProblem, processor: Processor) -> float:
     start, of_run, of_entry = RATES[processor]
     runs = problem.batch * problem.outputs * problem.taps
     copied = start + (of_run + of_entry * problem.channels) * runs
+    count, _ = _blocks(problem)
     feature, in_feature, *taps = problem.spec.dimension_numbers.rhs_spec
     last = max(feature, in_feature, *taps)
-    each = {feature: 4.4e-11, in_feature: 4.3e-10}.get(last, TAPS_LAST)
-    read = each * math.prod(problem.kernel_shape)
+    moved = {feature: 0.0, in_feature: 4.3e-10}.get(last, TAPS_LAST)
+    read = (4.4e-11 * count + moved) * math.prod(problem.kernel_shape)
     return copied + read + 2.2e-12 * direct.dense_flops(problem)
+
+
+def _blocks(problem: ConvProblem) -> tuple[int, int]:
+    """(number, size) of the blocks of q."""
+    itemsize, G = problem.dtype.itemsize, problem.spec.feature_group_count
+    terms, f = problem.channels * problem.taps, problem.features // G
+    # Each product reads the weights, and puts them in order.
+    at_once = max(PATCHES, min(terms * f * itemsize, WEIGHTS))
+    rows = max(at_once // (max(terms, f) * itemsize), 1)
+    return blocks_of(problem.batch * problem.outputs, rows)
 
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
@@ -116,10 +126,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     kernel = written(kernel.reshape(-1, G, f).swapaxes(0, 1))  # [G, t·c, f]
     positions = (problem.batch, *problem.output_spatial)
     t, total = coordinates(axes, "taps"), math.prod(positions)
-    row = max(kernel.shape[1], f) * problem.dtype.itemsize
-    # Each product reads the weights, and puts them in order.
-    at_once = max(PATCHES, min(kernel.size // G * problem.dtype.itemsize, WEIGHTS))
-    count, size = blocks_of(total, max(at_once // row, 1))
+    count, size = _blocks(problem)
 
     def write(step: jax.Array, y: jax.Array) -> jax.Array:
         index, group = unravel(step, (count, G))
