@@ -307,6 +307,7 @@ def test_layers_of_few_outputs_are_products_of_patches():
         ((1, 7, 7, 7), 1024, 512, 3, 0, set(Processor)),  # of many weights
         ((8, 6, 6, 6), 32, 256, 3, 1, {Processor.NARROW}),
         ((4, 8, 8), 32, 1024, 3, 1, {Processor.NARROW}),
+        ((8, 18, 18), 128, 256, 2, 0, set()),  # phases, which XLA interleaves
         ((64, 28, 28), 32, 1024, 3, 1, set()),
     ):
         batch, *spatial = images

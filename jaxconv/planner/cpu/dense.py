@@ -15,7 +15,7 @@ from jaxconv.planner.cpu.depthwise import SMALL
 from jaxconv.planner.cpu.input_dilated import added_up
 from jaxconv.planner.cpu.routines import NEARLY, has_routine, is_complex, is_fast
 from jaxconv.processor import Processor
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import ConvProblem, dilated
 
 PAIRS_DENSE = 256
 """Channels times features up to which a stencil of more than a few may be the faster.
@@ -55,10 +55,12 @@ slices, and one feature of 109 channels at 112x112 3 times (AMD EPYC without AVX
 """
 
 COPIED = 1.15
-"""What a product has to be faster by that needs a copy of the kernel in memory.
+"""What a product has to be faster by that needs a copy of the kernel in memory, or of
+windows that overlap.
 
 It is one more loop to compile, in 70 ms where XLA's routine takes 7: 14x14 with 256
-channels takes 4.0 instead of 4.4 ms by it, and 7 MB.
+channels takes 4.0 instead of 4.4 ms by it, and 7 MB. The phases of a transposed 4x4
+layer with stride 2 take 6.9 ms and two loops by patches, 5.4 by XLA's routine.
 """
 
 SUMS_SLOWER = {Processor.HALVED: 1.25}
@@ -79,7 +81,7 @@ RANGE, NARROW_RANGE = (MANY_WEIGHTS, 800), (60_000, 3000)
 """Entries of a kernel from which on, and outputs up to which, patches are asked for:
 what their cost was fitted to, and where it was found to hold on narrow vectors.
 
-Over 347 random layers of one and two axes in the latter the choice takes 1.07 times as
+Over 347 random layers of one and two axes in the latter the choice takes 1.08 times as
 long as the best, and in the former alone 1.11 times; of 93 of more outputs patches are
 the fastest for 16. A ViT's 16x16 windows take 19.8 and by XLA 28.7 ms, 2x2 with stride
 2 at 14x14, 384 to 768, 8.7 and 17.8 (AMD EPYC without AVX-512).
@@ -113,7 +115,9 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
         costs["stencil"] = stencil.cost(problem) / NEARLY
     range_of_patches = NARROW_RANGE if processor is Processor.NARROW else RANGE
     if is_within(problem, *range_of_patches) and patches.applies(problem):
-        costs["patches"] = patches.dense_cost(problem, processor)
+        known = is_within(problem, *RANGE) or reads_once(problem)
+        looped = 1.0 if known else COPIED
+        costs["patches"] = looped * patches.dense_cost(problem, processor)
     own = NEARLY * direct.dense_cost(problem)
     steps = max(spec.rhs_dilation, default=1)
     if problem.channels == 1 and steps == 1 and pad.applies(problem):
@@ -125,6 +129,17 @@ def is_within(problem: ConvProblem, weights: int, outputs: int) -> bool:
     """Whether the kernel has so many entries or more, and y so many outputs or less."""
     few = problem.batch * problem.outputs <= outputs
     return few and math.prod(problem.kernel_shape) >= weights
+
+
+def reads_once(problem: ConvProblem) -> bool:
+    """Whether windows do not overlap, so that all patches are no larger than x."""
+    spec = problem.spec
+    return all(
+        stride >= dilated(taps, dilation)
+        for stride, taps, dilation in zip(
+            spec.window_strides, problem.kernel_spatial, spec.rhs_dilation, strict=True
+        )
+    )
 
 
 def _is_summed(problem: ConvProblem) -> bool:

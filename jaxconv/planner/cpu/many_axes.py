@@ -6,11 +6,11 @@ import jax.numpy as jnp
 
 from jaxconv.algorithms import fold_depth, overlap_slices, patches, stencil
 from jaxconv.planner.choice import Plan, cheapest
-from jaxconv.planner.cpu.dense import RANGE, is_within
+from jaxconv.planner.cpu.dense import RANGE, is_within, reads_once
 from jaxconv.planner.cpu.input_dilated import added_up
 from jaxconv.planner.cpu.routines import has_routine
 from jaxconv.processor import Processor
-from jaxconv.spec import ConvProblem, dilated
+from jaxconv.spec import ConvProblem
 
 PAIRS_3D = 96
 """Channels times features up to which a stencil is faster where there is no routine.
@@ -66,7 +66,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     if loops and not jnp.issubdtype(problem.dtype, jnp.inexact):
         return None
     if loops or rank == 3:
-        if _reads_once(problem) and patches.applies(problem):
+        if reads_once(problem) and patches.applies(problem):
             return Plan("patches", "windows that do not overlap are copied as they lie")
         costs = added_up(problem)
         few = problem.channels * problem.features <= PAIRS_3D
@@ -93,14 +93,3 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     if taps == 1 or math.prod(problem.output_spatial[1:]) < SLICE:
         return Plan("patches", "slices too small to convolve one by one")
     return Plan("fold_depth", "XLA:CPU has a fast path for two spatial axes")
-
-
-def _reads_once(problem: ConvProblem) -> bool:
-    """Whether windows do not overlap, so that all patches are no larger than x."""
-    spec = problem.spec
-    return all(
-        stride >= dilated(taps, dilation)
-        for stride, taps, dilation in zip(
-            spec.window_strides, problem.kernel_spatial, spec.rhs_dilation, strict=True
-        )
-    )
