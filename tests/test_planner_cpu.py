@@ -309,6 +309,7 @@ def test_layers_of_few_outputs_are_products_of_patches():
         ((4, 8, 8), 32, 1024, 3, 1, {Processor.NARROW}),
         ((8, 18, 18), 128, 256, 2, 0, set()),  # phases, which XLA interleaves
         ((64, 28, 28), 32, 1024, 3, 1, set()),
+        ((128, 1024), 32, 128, 1024, 2, set()),  # a kernel gradient, its axes in order
     ):
         batch, *spatial = images
         window = (taps,) * len(spatial)

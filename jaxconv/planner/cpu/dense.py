@@ -115,9 +115,9 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
         costs["stencil"] = stencil.cost(problem) / NEARLY
     range_of_patches = NARROW_RANGE if processor is Processor.NARROW else RANGE
     if is_within(problem, *range_of_patches) and patches.applies(problem):
-        known = is_within(problem, *RANGE) or reads_once(problem)
-        looped = 1.0 if known else COPIED
-        costs["patches"] = looped * patches.dense_cost(problem, processor)
+        costs["patches"] = patches.dense_cost(problem, processor)
+        if not (is_within(problem, *RANGE) or reads_once(problem)):
+            costs["patches"] *= COPIED
     own = NEARLY * direct.dense_cost(problem)
     steps = max(spec.rhs_dilation, default=1)
     if problem.channels == 1 and steps == 1 and pad.applies(problem):

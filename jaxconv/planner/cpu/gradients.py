@@ -42,6 +42,14 @@ channels in each of 2 to 64 groups it is so in geometric mean, 0.83 to 2.9 times
 one of the fourth generation, over 60 others, it is 1.18 times as fast, 0.62 to 2.2.
 """
 
+WINDOW = 400
+"""Taps up to which a window that leaves few outputs is asked for products of patches.
+
+More are mostly those of kernel gradients, which look alike once XLA is to have their
+axes in order: of 32 sequences of 1024 points and 128 channels, 5 taps, in 105 ms by
+patches and 68 by XLA's routine (AMD EPYC without AVX-512).
+"""
+
 
 def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     """Windows with more points than the output has: kernel gradients.
@@ -55,7 +63,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
 
     A layer whose window is nearly as large as its images is such a problem, too, but
     its kernel lies as a product of patches reads it: over 124 random ones, 1-D to 3-D,
-    the choice takes 1.66 times as long as the best without that product, and 1.13 with
+    the choice takes 1.66 times as long as the best without that product, and 1.14 with
     it (AMD EPYC without AVX-512).
     """
     spec = problem.spec
@@ -84,8 +92,12 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     if own:
         alone = _by_xla(problem, processor) + crop.slice_cost(problem)
         costs["direct"] = NEARLY * alone
-        if not problem.is_kernel_gradient and patches.applies(problem):
-            costs["patches"] = patches.dense_cost(problem, processor)
+        small = taps <= WINDOW
+        if small and not problem.is_kernel_gradient and patches.applies(problem):
+            # The other costs are in this processor's own time.
+            slower = patches_gradient.RATES[processor].product - patches.PRODUCT
+            products = slower * direct.dense_flops(problem)
+            costs["patches"] = patches.dense_cost(problem, processor) + products
     elif is_in_a_row(problem):
         costs |= _by_blocks_of_groups(problem, plan)
     elif processor.prefers_blocks and _is_spread(problem):

@@ -36,8 +36,8 @@ may be faster. Over 45 random ones of many more features than channels the choic
 1.08 times as long as the best, and 1.26 where patches are not asked for (AMD EPYC with
 AVX-512). On narrow vectors they are asked for with any number of terms: over 433 random
 layers of 4 to 1024 channels the choice takes 1.06 times as long as the best, and 1.14
-without. So they are on all with many weights and few outputs, for which their cost was
-fitted: their kernel is multiplied as it lies, and needs no copy.
+without. On all processors they are with many weights and few outputs, for which their
+cost was fitted: they take the kernel as it lies, of which slices would need a copy.
 """
 
 WIDENED = 16
