@@ -540,11 +540,11 @@ def test_rows_of_a_large_image_are_transformed_one_block_after_the_other(
 
 
 @pytest.mark.parametrize(
-    ("points", "algorithm"), [(1, "swap"), (2, "swap"), (4, "pad")]
+    ("points", "algorithms"), [(1, {"swap", "trim"}), (2, {"swap"}), (4, {"pad"})]
 )
-def test_windows_of_more_taps_than_the_input_has_entries(points, algorithm):
+def test_windows_of_more_taps_than_the_input_has_entries(points, algorithms):
     case = layer("", 8, (points, points), 64, 64, (5, 5), padding=(2, 2))
-    assert plan(problem_of(case), "cpu").algorithm == algorithm
+    assert plan(problem_of(case), "cpu").algorithm in algorithms
     conv = functools.partial(jaxconv.lax.conv_general_dilated, **case.geometry)
     text = compiled_text(conv, case.x_shape, case.kernel_shape)
     for window in re.findall(r"convolution\(.*pad = (\[\[.*?\]\])", text):
