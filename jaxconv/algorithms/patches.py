@@ -82,7 +82,9 @@ def cost(problem: ConvProblem) -> float:
     return 1.5e-5 + 1e-6 * count * G + copied + flops / 231e9 + written
 
 
-def dense_cost(problem: ConvProblem, processor: Processor) -> float:
+def dense_cost(
+    problem: ConvProblem, processor: Processor, product: float = PRODUCT
+) -> float:
     """Seconds, about, without groups: the weights, products, entries of X.
 
     Fitted to 347 random layers and input gradients of one and two axes, 32 to 1024
@@ -93,7 +95,9 @@ def dense_cost(problem: ConvProblem, processor: Processor) -> float:
 
     Args:
       problem: what is to be computed.
-      processor: whose copies are counted, in the time of the other's products.
+      processor: whose copies are counted.
+      product: seconds for a multiplication and addition, by default where costs of
+        layers are compared.
     """
     start, of_run, of_entry = RATES[processor]
     runs = problem.batch * problem.outputs * problem.taps
@@ -103,7 +107,7 @@ def dense_cost(problem: ConvProblem, processor: Processor) -> float:
     last = max(feature, in_feature, *taps)
     moved = {feature: 0.0, in_feature: 4.3e-10}.get(last, TAPS_LAST)
     read = (4.4e-11 * count + moved) * math.prod(problem.kernel_shape)
-    return copied + read + PRODUCT * direct.dense_flops(problem)
+    return copied + read + product * direct.dense_flops(problem)
 
 
 def _blocks(problem: ConvProblem) -> tuple[int, int]:

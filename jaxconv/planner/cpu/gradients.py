@@ -95,9 +95,8 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
         small = taps <= WINDOW
         if small and not problem.is_kernel_gradient and patches.applies(problem):
             # The other costs are in this processor's own time.
-            slower = patches_gradient.RATES[processor].product - patches.PRODUCT
-            products = slower * direct.dense_flops(problem)
-            costs["patches"] = patches.dense_cost(problem, processor) + products
+            product = patches_gradient.RATES[processor].product
+            costs["patches"] = patches.dense_cost(problem, processor, product)
     elif is_in_a_row(problem):
         costs |= _by_blocks_of_groups(problem, plan)
     elif processor.prefers_blocks and _is_spread(problem):
