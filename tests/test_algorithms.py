@@ -30,6 +30,7 @@ from jaxconv.algorithms import (
     per_group,
     pointwise_groups,
     product,
+    runs_gradient,
     slices_gradient,
     stencil,
     subpixel,
@@ -129,7 +130,20 @@ SUMS = [
               channels_first=True),
         layer("2d.strided", 4, (7, 8), 1, 4, (3, 4), padding=(-1, 3), strides=2),
         layer("3d", 4, (4, 3, 5), 2, 4, (3, 2, 4), padding=(1, 1)),
+        layer("3d.first", 2, (4, 3, 5), 2, 2, (4, 3, 5), padding=(1, 1),
+              channels_first=True),
         layer("1d.features", 4, (7,), 2, 8, (5,), padding=(2, 1)),
+        layer("1d.features.first", 4, (11,), 6, 8, (5,), padding=(4, -2), dilation=3,
+              channels_first=True),
+        layer("2d.features.first", 2, (5, 4), 3, 6, (5, 4), padding=(1, 1),
+              channels_first=True),
+        layer("2d.strided-layer.first", 3, (8, 7), 5, 3, (4, 3), padding=(1, 0),
+              dilation=2, channels_first=True),
+        layer("2d.strided.first", 3, (9, 8), 2, 6, (3, 2), padding=(2, 3),
+              dilation=3, strides=2, channels_first=True),
+        layer("1d.one.first", 1, (13,), 1, 1, (11,), channels_first=True),
+        layer("1d.images.first", 2, (6,), 32, 2, (5,), padding=(1, 1),
+              channels_first=True),
         layer("1d.strided-layer", 32, (9,), 2, 64, (3,), padding=(1, 0), dilation=2),
     )
 ]  # fmt: skip
@@ -196,6 +210,7 @@ def directly(spec, x, kernel, precision=None):
 SMALL = {
     depthwise: {"TERMS": 3, "AT_ONCE": 3},
     depthwise_gradient: {"SUMS": 64, "ROW": 160},
+    runs_gradient: {"RUN": 3, "SUMS": 1, "TERMS": 3, "IMAGES": 256},
     patches: {"PATCHES": 256},
     patches_gradient: {"PATCHES": 256},
     per_group: {"BLOCK": 1 << 10},
@@ -227,7 +242,7 @@ def small_blocks(monkeypatch):
 
 
 # They multiply by zeros what may be infinite, where the sums have neither.
-SPREADING = ("fourier", "slices_gradient", "subpixel", "swap")
+SPREADING = ("fourier", "runs_gradient", "slices_gradient", "subpixel", "swap")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -12,6 +12,7 @@ from jaxconv.algorithms import (
     direct,
     patches,
     patches_gradient,
+    runs_gradient,
     slices_gradient,
     swap,
 )
@@ -156,6 +157,8 @@ def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
 def _of_depthwise_gradient(problem: ConvProblem) -> dict[str, float]:
     """Costs of what multiplies no other pairs than those of each channel."""
     costs = {"depthwise_gradient": depthwise_gradient.cost(problem)}
+    if runs_gradient.applies(problem):
+        costs["runs_gradient"] = runs_gradient.cost(problem)
     dilated = max(problem.spec.lhs_dilation) > 1
     if dilated or problem.features > problem.spec.batch_group_count:
         return costs
