@@ -80,6 +80,17 @@ def blocks_of(total: int, size: int, more: int = 2) -> tuple[int, int]:
     return least, -(-total // least)
 
 
+def divisor(total: int, most: int) -> int:
+    """The largest divisor of `total` that is no more than `most`, or 1.
+
+    Example:
+      >>> divisor(12, 5), divisor(7, 5)
+      (4, 1)
+    """
+    sizes = range(1, min(most, total) + 1)
+    return max((size for size in sizes if total % size == 0), default=1)
+
+
 def block(
     index: jax.Array, count: int, size: int, total: int
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, only, zeros
+from jaxconv.algorithms.blocks import block, blocks_of, cut, divisor, loop, only, zeros
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     LANES,
@@ -189,5 +189,4 @@ def _beside(problem: ConvProblem) -> int:
     if groups >= 2 * LANES or not in_a_row or padded_bytes(problem) >= 2**31:
         return 1
     most = ROW // (problem.outputs * problem.features)
-    fit = (n for n in range(1, min(most, last.taps) + 1) if last.taps % n == 0)
-    return max(fit, default=1)
+    return divisor(last.taps, most)

@@ -34,6 +34,7 @@ from jaxconv.algorithms.blocks import (
     block,
     blocks_of,
     cut,
+    divisor,
     only,
     stacked,
     summed,
@@ -197,7 +198,7 @@ def _parts(size: int, width: int, f: int) -> int:
     if min(width, f) < COLUMNS:
         return 1
     most = min(size // SUM, PARTS, size * (width + f) // (4 * width * f))
-    return max((n for n in range(1, most + 1) if size % n == 0), default=1)
+    return divisor(size, most)
 
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:

@@ -38,6 +38,7 @@ from jaxconv.algorithms.blocks import (
     block,
     blocks_of,
     cut,
+    divisor,
     loop,
     masked,
     only,
@@ -69,7 +70,8 @@ def applies(problem: ConvProblem) -> bool:
         return False
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     first = all(max(own[:2]) < min(own[2:]) for own in (x_axes, kernel_axes))
-    return first and _sums(problem) * accumulator(problem).itemsize <= MOST
+    sums = problem.features * problem.outputs * _rows(problem).size
+    return first and sums * accumulator(problem).itemsize <= MOST
 
 
 def cost(problem: ConvProblem) -> float:
@@ -81,13 +83,12 @@ def cost(problem: ConvProblem) -> float:
     times as long as the faster one, and 0.73 times as long as that.
     """
     axes, rows = axes_of(problem), _rows(problem)
-    sums, terms = _sums(problem), problem.channels * rows.runs
+    runs_of_a = problem.features * problem.outputs
+    sums, terms = runs_of_a * rows.size, problem.channels * rows.runs
     blocks = -(-rows.images * rows.runs // TERMS) * problem.channels // rows.images
     seconds = 1.7e-5 + 4.3e-11 * terms * sums
     # As if the start and the sum along the runs took three blocks' time.
-    seconds += (blocks + 3) * (
-        3.4e-9 * problem.features * problem.outputs + 6.5e-11 * sums
-    )
+    seconds += (blocks + 3) * (3.4e-9 * runs_of_a + 6.5e-11 * sums)
     steps, _ = _reads(axes)
     every_step = math.prod(problem.spec.rhs_dilation)
     read = math.prod(problem.x_shape) * len(np.unique(steps, axis=0)) // every_step
@@ -112,11 +113,10 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     of_feature = (np.arange(F, dtype=np.int32) * G // F)[:, None]
     rows = _rows(problem)
     steps, offsets = _reads(axes)
-    phases = [tuple(b) for b in np.unique(steps, axis=0).tolist()]
-    first = [phases.index(tuple(b)) * rows.images for b in steps.tolist()]
-    places = np.array(first, np.int32)
+    phases, phase_of = np.unique(steps, axis=0, return_inverse=True)
+    places = (phase_of.reshape(-1) * rows.images).astype(np.int32)
     flat = linear(list(offsets.T), rows.line)
-    width, size = math.prod(rows.line), rows.lines * math.prod(rows.line)
+    width, size = rows.width, rows.size
     before, after = (max(-(-int(n) // width), 0) for n in (-flat.min(), flat.max()))
     starts = (before * width + flat).astype(np.int32)
     lines = rows.lines * rows.runs
@@ -130,7 +130,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         x_rows, k_rows, a = carry
         start = step * rows.images
         images = cut(x, {0: (start, rows.images)})
-        for place, phase in enumerate(phases):
+        for place, phase in enumerate(phases.tolist()):
             of_phase = (
                 slice(b, None, axis.rhs_dilation)
                 for b, axis in zip(phase, axes, strict=True)
@@ -186,6 +186,16 @@ class _Rows(NamedTuple):
     runs: int
     images: int
 
+    @property
+    def width(self) -> int:
+        """Positions of a line."""
+        return math.prod(self.line)
+
+    @property
+    def size(self) -> int:
+        """U, the positions of a run."""
+        return self.lines * self.width
+
 
 def _rows(problem: ConvProblem) -> _Rows:
     """Runs of whole lines, of one size where they can be, and images, a part of all."""
@@ -195,12 +205,7 @@ def _rows(problem: ConvProblem) -> _Rows:
     runs, lines = blocks_of(first.taps, -(-run // math.prod(line)))
     entries = problem.spec.batch_group_count * math.prod(problem.x_spatial)
     most = max(IMAGES // (entries * problem.dtype.itemsize), 1)
-    fit = (
-        n
-        for n in range(1, min(most, problem.channels) + 1)
-        if problem.channels % n == 0
-    )
-    return _Rows(line, lines, runs, max(fit))
+    return _Rows(line, lines, runs, divisor(problem.channels, most))
 
 
 def _is_copied(problem: ConvProblem, rows: _Rows) -> bool:
@@ -208,31 +213,22 @@ def _is_copied(problem: ConvProblem, rows: _Rows) -> bool:
     return (rows.lines * rows.runs, *rows.line) != problem.kernel_spatial
 
 
-def _sums(problem: ConvProblem) -> int:
-    """Entries of a."""
-    rows = _rows(problem)
-    return problem.features * problem.outputs * rows.lines * math.prod(rows.line)
-
-
 def _reads(axes: Sequence[Axis]) -> tuple[np.ndarray, np.ndarray]:
     """b(o) and a(o) of each of the layer's taps o, [o, axis]."""
     taps = coordinates(axes, "outputs")
     first = [a.stride * o - a.low for a, o in zip(axes, taps, strict=True)]
-    steps = [f % a.rhs_dilation for f, a in zip(first, axes, strict=True)]
-    offsets = [f // a.rhs_dilation for f, a in zip(first, axes, strict=True)]
-    return np.stack(steps, -1), np.stack(offsets, -1)
+    offsets, steps = np.divmod(np.stack(first, -1), [a.rhs_dilation for a in axes])
+    return steps, offsets
 
 
 def _there(
     axes: Sequence[Axis], rows: _Rows, steps: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
     """Which positions u of a run read an entry of their own line, [o, u]."""
-    there = np.ones((len(steps), rows.lines, *rows.line), bool)
+    there = np.ones((len(steps), rows.size), bool)
+    positions = unravel(np.arange(rows.size), (rows.lines, *rows.line))
     for i, axis in enumerate(axes[1:], 1):
-        q = np.arange(rows.line[i - 1]) + offsets[:, i, None]
+        q = positions[i] + offsets[:, i, None]
         size = -(-(axis.size - steps[:, i, None]) // axis.rhs_dilation)
-        of_axis = (q >= 0) & (q < size) & (np.arange(rows.line[i - 1]) < axis.taps)
-        shape = [1] * there.ndim
-        shape[0], shape[i + 1] = of_axis.shape
-        there &= of_axis.reshape(shape)
-    return there.reshape(len(steps), -1)
+        there &= (q >= 0) & (q < size) & (positions[i] < axis.taps)
+    return there

@@ -29,7 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.blocks import added_up, block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.blocks import (
+    added_up,
+    block,
+    blocks_of,
+    cut,
+    divisor,
+    loop,
+    put,
+    zeros,
+)
 from jaxconv.algorithms.order import written
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
@@ -256,7 +265,7 @@ def _phases(
 def _at_a_time(problem: ConvProblem) -> int:
     """Channels whose terms are added up at a time."""
     most = max(TERMS // problem.taps, 1)
-    return max(n for n in range(1, most + 1) if problem.channels % n == 0)
+    return divisor(problem.channels, most)
 
 
 def _phase_entries(problem: ConvProblem) -> int:
@@ -277,5 +286,4 @@ def _blocks(problem: ConvProblem) -> tuple[tuple[int, int], int]:
     """(number, size) of the blocks of images, and how many groups are taken of each."""
     groups, most = problem.spec.groups, max(BLOCK // _group_bytes(problem), 1)
     images = blocks_of(problem.batch, max(most // groups, 1))
-    fit = (n for n in range(1, min(most, groups) + 1) if groups % n == 0)
-    return images, max(fit)
+    return images, divisor(groups, most)
