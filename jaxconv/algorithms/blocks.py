@@ -18,6 +18,9 @@ from jax import lax
 CHAIN = 4
 """Terms that are added up one after the other."""
 
+NEW_PAGES = 12 << 20
+"""Bytes from which on the memory allocator hands out new pages, which take time."""
+
 Index = Any
 """An int array, of NumPy where it is static and of JAX where it is computed."""
 

@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.blocks import (
+    NEW_PAGES,
     Index,
     added_up,
     at,
@@ -87,9 +88,6 @@ each axis: 3x3 is compiled in 0.8 times the time, and takes as long. Of more pla
 lists along each axis take less memory.
 """
 
-NEW = 12 << 20
-"""Bytes that the memory allocator hands out as new pages."""
-
 
 def applies(problem: ConvProblem) -> bool:
     """Feature groups, no batch groups, and sizes that can be counted."""
@@ -116,7 +114,7 @@ def cost(problem: ConvProblem) -> float:
     if not is_padded(problem):
         seconds += 7e-10 * outputs * terms
     image = max(copied, outputs * F) // N * problem.dtype.itemsize
-    if image > NEW:
+    if image > NEW_PAGES:
         seconds += 0.5e-9 * image * N
     return 2.8e-5 + seconds + 7e-11 * copied + 2.5e-10 * transposed(problem)
 

@@ -38,7 +38,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.algorithms.blocks import block, blocks_of, cut, divisor, loop, only, zeros
+from jaxconv.algorithms.blocks import (
+    NEW_PAGES,
+    block,
+    blocks_of,
+    cut,
+    divisor,
+    loop,
+    only,
+    zeros,
+)
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import (
     LANES,
@@ -82,19 +91,27 @@ def cost(problem: ConvProblem) -> float:
 
     Fitted to 220 random kernel gradients of 2 to 512 groups, 1 to 4 features each, one
     to three axes, both layouts, on 2 cores of an AMD EPYC with AVX-512, jax 0.12.0.1,
-    float32: nine tenths of them take 0.5 to 2.3 times as long.
+    float32: nine tenths of them take 0.5 to 2.3 times as long. What moving an axis
+    takes, in new pages above all, was fitted to 268 more with the channels first on one
+    without AVX-512, to which the choice of this one or `runs_gradient` takes 1.04
+    instead of 1.09 times as long as the faster.
     """
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     entries, weights = math.prod(problem.x_shape), math.prod(problem.kernel_shape)
     terms, last = weights * problem.outputs, len(x_axes) - 1
+    groups = problem.spec.batch_group_count
     moved = entries * (x_axes[0] != last) + weights * (kernel_axes[0] != last)
     beside = _beside(problem)
-    seconds = (5.5e-11 + 2e-9 / (problem.features * beside)) * terms
+    lanes = beside * (problem.features if _is_repeated(problem) else groups)
+    # With strides no points stand beside few groups, whose reads are far apart.
+    apart = lanes < LANES and max(problem.spec.rhs_dilation) > 1
+    seconds = (5.5e-11 + (5e-9 if apart else 2e-9) / lanes) * terms
     if beside > 1:
         moved += entries
-    if problem.features > problem.spec.batch_group_count:
+    if problem.features > groups:
         seconds += 1.2e-9 * weights
-    return 2.4e-5 + seconds + 2.2e-10 * moved
+    new = moved * problem.dtype.itemsize > NEW_PAGES
+    return 2.4e-5 + seconds + (6.9e-10 if new else 4e-10) * moved
 
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:

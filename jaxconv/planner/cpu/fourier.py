@@ -4,6 +4,7 @@ import math
 
 from jaxconv.algorithms import by_groups, by_image, by_rows, fourier
 from jaxconv.planner.choice import Plan, Rule
+from jaxconv.planner.cpu import gradients
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
@@ -83,7 +84,7 @@ def rule(
         pairs = 1 if found else problem.spec.batch_group_count
         sums = CALL + pairs * _sums(problem)
     if found is None or found.algorithm not in OF_EACH_KIND:
-        sums *= sums_slower
+        sums *= sums_slower / gradients.slower(problem, processor)
     if count > 1 and seconds < WORTH * sums:  # a block may be divided in turn
         inner = rule(one, by_sums(one), processor, by_sums)
         if inner is None or inner.seconds is None:

@@ -51,6 +51,22 @@ axes in order: of 32 sequences of 1024 points and 128 channels, 5 taps, in 105 m
 patches and 68 by XLA's routine (AMD EPYC without AVX-512).
 """
 
+SLOWER = {Processor.NARROW: 1.4}
+"""How many times as long depthwise ones take as on the processor of their costs.
+
+Products of patches are estimated in the processor's own time. Over 246 random kernel
+gradients of 1 to 32 channels and 5 to 64 features for each the choice takes 1.14 times
+as long as the best, and 1.41 where these are asked for up to 4 features alone, and one
+channel never (AMD EPYC without AVX-512).
+"""
+
+FEW_GROUPS = {Processor.NARROW: 1.1}
+"""How many times as long as estimated XLA's own take, beside the others' costs.
+
+Over 111 random ones of 2 to 16 channels the choice takes 1.02 times as long as the
+fastest, and 1.04 with `NEARLY` (AMD EPYC without AVX-512).
+"""
+
 
 def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     """Windows with more points than the output has: kernel gradients.
@@ -70,14 +86,20 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     spec = problem.spec
     taps, outputs = problem.taps, problem.outputs
     own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
-    costs = _of_depthwise_gradient(problem) if _is_depthwise_gradient(problem) else {}
+    costs = {}
+    if _is_depthwise_gradient(problem):
+        costs = _of_depthwise_gradient(problem, processor)
     if not patches_gradient.applies(problem):
         return cheapest(costs) if costs else None
     if own:
         if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
             return None
+        if runs_gradient.applies(problem):
+            costs = _of_depthwise_gradient(problem, processor)
         if outputs == 1 and max(spec.rhs_dilation) > 1:
-            return Plan("patches_gradient", "a product of strided entries")
+            if not costs:
+                return Plan("patches_gradient", "a product of strided entries")
+            return cheapest(costs | _by_patches(problem, processor))
         if is_complex(problem.dtype) and len(problem.x_spatial) > 2:
             return Plan("patches_gradient", "XLA:CPU crashes on some complex ones")
     elif not costs and depthwise_gradient.applies(problem) and problem.features < LANES:
@@ -129,16 +151,25 @@ def of_depthwise(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan
 
 
 def _is_depthwise_gradient(problem: ConvProblem) -> bool:
-    """Whether it is one of few features for each channel, to which costs were fitted.
+    """Whether it is one of several channels, to which costs were fitted.
 
-    With zeros between its entries, only if its features fill a vector or it has three
-    axes: sub-pixel phases are faster otherwise.
+    With zeros between its entries, only if it is of few features for each channel that
+    fill a vector, or has three axes: sub-pixel phases are faster otherwise.
     """
     spec = problem.spec
     few = problem.features <= SMALL * spec.groups
     full = problem.features >= LANES or len(problem.x_spatial) > 2
-    known = few and (full or max(spec.lhs_dilation, default=1) == 1)
+    known = max(spec.lhs_dilation, default=1) == 1 or (few and full)
     return spec.batch_group_count > 1 and known and depthwise_gradient.applies(problem)
+
+
+def slower(problem: ConvProblem, processor: Processor) -> float:
+    """What costs of depthwise kernel gradients are multiplied by, and 1 for others."""
+    several = problem.spec.batch_group_count > 1
+    known = several and depthwise_gradient.applies(problem)
+    return (
+        SLOWER.get(processor, 1.0) if known or runs_gradient.applies(problem) else 1.0
+    )
 
 
 def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
@@ -154,20 +185,25 @@ def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
     return undilated and not depthwise_gradient.applies(problem)
 
 
-def _of_depthwise_gradient(problem: ConvProblem) -> dict[str, float]:
+def _of_depthwise_gradient(
+    problem: ConvProblem, processor: Processor
+) -> dict[str, float]:
     """Costs of what multiplies no other pairs than those of each channel."""
-    costs = {"depthwise_gradient": depthwise_gradient.cost(problem)}
+    costs, G = {}, problem.spec.groups
+    if G > 1:
+        costs["depthwise_gradient"] = depthwise_gradient.cost(problem)
     if runs_gradient.applies(problem):
         costs["runs_gradient"] = runs_gradient.cost(problem)
     dilated = max(problem.spec.lhs_dilation) > 1
-    if dilated or problem.features > problem.spec.batch_group_count:
-        return costs
-    few = problem.features <= LANES and len(problem.x_spatial) < 3
-    if problem.outputs == 1:
-        costs["by_output"] = by_output.cost(problem)
-    elif few and is_fast(problem.dtype):
-        costs["direct"] = NEARLY * direct.depthwise_gradient_cost(problem)
-    return costs
+    if G > 1 and problem.features == G and not dilated:
+        few = G <= LANES and len(problem.x_spatial) < 3
+        if problem.outputs == 1:
+            costs["by_output"] = by_output.cost(problem)
+        elif few and is_fast(problem.dtype):
+            own = direct.depthwise_gradient_cost(problem)
+            costs["direct"] = FEW_GROUPS.get(processor, NEARLY) * own
+    factor = slower(problem, processor)
+    return {name: factor * seconds for name, seconds in costs.items()}
 
 
 def _is_spread(problem: ConvProblem) -> bool:

@@ -7,9 +7,9 @@ from jaxconv.algorithms import (
     by_groups,
     by_image,
     by_rows,
-    depthwise,
     subpixel,
 )
+from jaxconv.algorithms.blocks import NEW_PAGES
 from jaxconv.algorithms.windows import padded_bytes
 from jaxconv.planner.choice import Plan
 from jaxconv.spec import ConvProblem
@@ -72,7 +72,7 @@ def _by_images(problem: ConvProblem, chosen: Plan) -> Plan:
     size = written if phases else min(copied, max(read, written))
     # Half as much again, so that a block is not divided again.
     large = 2 * size * itemsize > 3 * by_image.BLOCK
-    large |= copied * itemsize > depthwise.NEW
+    large |= copied * itemsize > NEW_PAGES
     if not large:
         return chosen
     single = problem.batch == 1 or by_image.image_bytes(problem) > by_image.BLOCK
