@@ -86,16 +86,13 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     spec = problem.spec
     taps, outputs = problem.taps, problem.outputs
     own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
-    costs = {}
-    if _is_depthwise_gradient(problem):
-        costs = _of_depthwise_gradient(problem, processor)
+    depthwise = _is_depthwise_gradient(problem)
+    costs = _of_depthwise_gradient(problem, processor) if depthwise else {}
     if not patches_gradient.applies(problem):
         return cheapest(costs) if costs else None
     if own:
         if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
             return None
-        if runs_gradient.applies(problem):
-            costs = _of_depthwise_gradient(problem, processor)
         if outputs == 1 and max(spec.rhs_dilation) > 1:
             if not costs:
                 return Plan("patches_gradient", "a product of strided entries")
@@ -151,7 +148,7 @@ def of_depthwise(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan
 
 
 def _is_depthwise_gradient(problem: ConvProblem) -> bool:
-    """Whether it is one of several channels, to which costs were fitted.
+    """Whether it is a depthwise one or of one channel, to which costs were fitted.
 
     With zeros between its entries, only if it is of few features for each channel that
     fill a vector, or has three axes: sub-pixel phases are faster otherwise.
@@ -160,16 +157,14 @@ def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     few = problem.features <= SMALL * spec.groups
     full = problem.features >= LANES or len(problem.x_spatial) > 2
     known = max(spec.lhs_dilation, default=1) == 1 or (few and full)
-    return spec.batch_group_count > 1 and known and depthwise_gradient.applies(problem)
+    several = spec.batch_group_count > 1 and depthwise_gradient.applies(problem)
+    single = problem.is_kernel_gradient and runs_gradient.applies(problem)
+    return known and (several or single)
 
 
 def slower(problem: ConvProblem, processor: Processor) -> float:
     """What costs of depthwise kernel gradients are multiplied by, and 1 for others."""
-    several = problem.spec.batch_group_count > 1
-    known = several and depthwise_gradient.applies(problem)
-    return (
-        SLOWER.get(processor, 1.0) if known or runs_gradient.applies(problem) else 1.0
-    )
+    return SLOWER.get(processor, 1.0) if _is_depthwise_gradient(problem) else 1.0
 
 
 def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
