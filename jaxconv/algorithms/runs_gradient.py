@@ -94,7 +94,7 @@ def cost(problem: ConvProblem) -> float:
     every_step = math.prod(problem.spec.rhs_dilation)
     entry = 2.9e-10
     if every_step > 1:
-        entry = 5.8e-10 + 2.2e-9 / -(-axes[-1].size // axes[-1].rhs_dilation)
+        entry = 5.8e-10 + 2.2e-9 / _length(axes[-1])
     seconds += entry * math.prod(problem.x_shape) * phases / every_step
     if _is_copied(problem, rows):
         seconds += 2.6e-10 * math.prod(problem.kernel_shape)
@@ -119,7 +119,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     before, after = (max(-(-int(n) // width), 0) for n in (-flat.min(), flat.max()))
     starts = (before * width + flat).astype(np.int32)
     lines = rows.lines * rows.runs
-    most = max(lines + after, -(-axes[0].size // axes[0].rhs_dilation))
+    most = max(lines + after, _length(axes[0]))
     is_copied = _is_copied(problem, rows)
     terms = rows.images * rows.runs
     count, part = blocks_of(terms, TERMS)
@@ -201,7 +201,7 @@ class _Rows(NamedTuple):
 def _rows(problem: ConvProblem) -> _Rows:
     """Runs of whole lines, of one size where they can be, and images, a part of all."""
     first, *others = axes_of(problem)
-    line = tuple(max(-(-a.size // a.rhs_dilation), a.taps) for a in others)
+    line = tuple(max(_length(a), a.taps) for a in others)
     run = max(RUN, SUMS // (problem.features * problem.outputs))
     most = -(-run // math.prod(line))
     # What they cover beyond k has to be copied with k: rather runs of twice the size.
@@ -210,6 +210,11 @@ def _rows(problem: ConvProblem) -> _Rows:
     entries = problem.spec.batch_group_count * math.prod(problem.x_spatial)
     images = max(IMAGES // (entries * problem.dtype.itemsize), 1)
     return _Rows(line, lines, runs, divisor(problem.channels, images))
+
+
+def _length(axis: Axis) -> int:
+    """Entries of the longest phase."""
+    return -(-axis.size // axis.rhs_dilation)
 
 
 def _is_copied(problem: ConvProblem, rows: _Rows) -> bool:

@@ -86,8 +86,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     spec = problem.spec
     taps, outputs = problem.taps, problem.outputs
     own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
-    depthwise = _is_depthwise_gradient(problem)
-    costs = _of_depthwise_gradient(problem, processor) if depthwise else {}
+    costs = _of_depthwise_gradient(problem, processor)
     if not patches_gradient.applies(problem):
         return cheapest(costs) if costs else None
     if own:
@@ -156,10 +155,11 @@ def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     spec = problem.spec
     few = problem.features <= SMALL * spec.groups
     full = problem.features >= LANES or len(problem.x_spatial) > 2
-    known = max(spec.lhs_dilation, default=1) == 1 or (few and full)
-    several = spec.batch_group_count > 1 and depthwise_gradient.applies(problem)
-    single = problem.is_kernel_gradient and runs_gradient.applies(problem)
-    return known and (several or single)
+    if max(spec.lhs_dilation, default=1) > 1 and not (few and full):
+        return False
+    if spec.batch_group_count > 1:
+        return depthwise_gradient.applies(problem)
+    return problem.is_kernel_gradient and runs_gradient.applies(problem)
 
 
 def slower(problem: ConvProblem, processor: Processor) -> float:
@@ -183,7 +183,9 @@ def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
 def _of_depthwise_gradient(
     problem: ConvProblem, processor: Processor
 ) -> dict[str, float]:
-    """Costs of what multiplies no other pairs than those of each channel."""
+    """Costs, where they are known, of what multiplies no pairs but each channel's."""
+    if not _is_depthwise_gradient(problem):
+        return {}
     costs, G = {}, problem.spec.groups
     if G > 1:
         costs["depthwise_gradient"] = depthwise_gradient.cost(problem)
@@ -197,7 +199,7 @@ def _of_depthwise_gradient(
         elif few and is_fast(problem.dtype):
             own = direct.depthwise_gradient_cost(problem)
             costs["direct"] = FEW_GROUPS.get(processor, NEARLY) * own
-    factor = slower(problem, processor)
+    factor = SLOWER.get(processor, 1.0)
     return {name: factor * seconds for name, seconds in costs.items()}
 
 
