@@ -156,13 +156,16 @@ def test_kernel_gradients_of_a_few_channels_are_left_to_xla_where_it_is_fast(
     assert plan(problem, "cpu", processor=Processor.HALVED).algorithm == algorithm
 
 
-@pytest.mark.parametrize("taps", [5, 7])
+@pytest.mark.parametrize("taps", [5, 7, 9])
 def test_few_groups_of_many_images_are_left_to_xla_whatever_their_taps(taps):
     half, shape = taps // 2, (8, 8, (taps, taps))
     case = layer("", 64, (28, 28), *shape, strides=2, groups=8, padding=(half, half))
     problem = problem_in(case, "kernel_gradient", jnp.float32)
     for kind in set(Processor) - {Processor.WIDE_AMD}:
-        assert plan(problem, "cpu", processor=kind).algorithm == "direct"
+        # Of 9x9 taps transforms take 2.4 ms on narrow vectors, and XLA's routine 2.75.
+        fourier = kind is Processor.NARROW and taps == 9
+        expected = "fourier" if fourier else "direct"
+        assert plan(problem, "cpu", processor=kind).algorithm == expected
 
 
 BLOCKWISE = {Processor.NARROW, Processor.HALVED}
