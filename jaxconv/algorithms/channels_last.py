@@ -7,15 +7,23 @@ order alone, images first and channels last. It permutes the axes of others itse
 only at the top level of a program: within a loop or a branch (`lax.scan` over
 micro-batches, say) they are computed by nested loops.
 
+A window of more points than the output has is a kernel gradient's if the channels stand
+outermost. In order it would look like a layer's, which is planned otherwise: it is left
+to XLA's routine. Of 231 random ones of one axis 40 are computed so, 1.1 times as fast
+(AMD EPYC without AVX-512).
+
 Applies to any other order. Costs what XLA's own permutation costs. Measured within
 `lax.fori_loop` on 2 cores of an AMD EPYC, jax 0.12.0.1, float32, 3x3 at 28, 64 channels
 and features, 8 images, stock's ms and ours: channels-first forward 69 and 4.2, input
 gradient 28 and 4.3.
 """
 
+import dataclasses
+
 import jax
 from jax import lax
 
+from jaxconv.algorithms import direct
 from jaxconv.algorithms.order import written
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.spec import ConvProblem
@@ -39,9 +47,11 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     spec = problem.spec
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    y = conv(
-        spec.replace(dimension_numbers=in_order(len(spatial))),
-        written(x.transpose(batch, *spatial, channel)),
-        kernel.transpose(*taps, in_feature, feature),
-    )
+    ordered = spec.replace(dimension_numbers=in_order(len(spatial)))
+    x = written(x.transpose(batch, *spatial, channel))
+    kernel = kernel.transpose(*taps, in_feature, feature)
+    if problem.is_kernel_gradient and problem.taps > problem.outputs:
+        y = direct.by_lax(dataclasses.replace(problem, spec=ordered), x, kernel)
+    else:
+        y = conv(ordered, x, kernel)
     return spec.laid_out(y)
