@@ -629,6 +629,25 @@ def test_arrays_whose_channels_stand_first_are_copied_once():
     assert analysis.temp_size_in_bytes < 1.7 * 4 * np.prod(problem.x_shape)
 
 
+@pytest.mark.parametrize(("role", "planned"), [("input_gradient", 1),
+                                              ("kernel_gradient", 0)])  # fmt: skip
+def test_only_layers_are_planned_anew_once_their_axes_are_in_order(
+    integers, role, planned
+):
+    problem = problem_in(layer("", 8, (50,), 16, 24, (5,)), role, jnp.float32)
+    asked = []
+
+    def choose(inner):
+        asked.append(inner)
+        return "direct"
+
+    x, kernel = integers(*problem.x_shape), integers(*problem.kernel_shape)
+    run = jax.jit(functools.partial(compute, problem, "channels_last", choose))
+    stock = lax.conv_general_dilated(x, kernel, **problem.spec.geometry)
+    np.testing.assert_array_equal(run(x, kernel), stock)
+    assert len(asked) == planned
+
+
 def test_exchanged_operands_keep_their_precisions():
     pair = (lax.Precision.HIGHEST, lax.Precision.DEFAULT)
     problem = dataclasses.replace(

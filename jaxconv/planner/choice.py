@@ -22,11 +22,14 @@ class Plan(NamedTuple):
       algorithm: a key of `jaxconv.algorithms.ALGORITHMS`.
       reason: one sentence.
       seconds: the estimate that it was chosen by; None where there was none.
+      own_time: whether these are the processor's own seconds. Else they are those of an
+        AMD EPYC with AVX-512, in which costs of layers are compared on all of them.
     """
 
     algorithm: str
     reason: str
     seconds: float | None = None
+    own_time: bool = False
 
 
 Rule = Callable[[ConvProblem], Plan | None]

@@ -4,7 +4,6 @@ import math
 
 from jaxconv.algorithms import by_groups, by_image, by_rows, fourier
 from jaxconv.planner.choice import Plan, Rule
-from jaxconv.planner.cpu import gradients
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
@@ -15,29 +14,22 @@ SPLIT = 2
 """How much longer transforms may take by rows, which overlap, to need less memory."""
 
 LONGER = {
-    Processor.NARROW: (2.5, 2.25),
+    Processor.NARROW: (2.1, 1.9),
     Processor.WIDE: (2.5, 2.25),
     Processor.HALVED: (2.5, 2.25),
     Processor.WIDE_AMD: (1.0, 1.0),
 }
-"""How much longer than estimated transforms take, and sums but those `OF_EACH_KIND`.
+"""How much longer than estimated transforms take, and sums but in a plan's own time.
 
 Estimates are an AMD EPYC's with AVX-512. On an Intel Xeon transforms took 2 to 3 times
 as long, and sums 1 to 2.5 times. Of 63 roles of random layers that are transformed with
 (2.5, 2.25) and not with (2.5, 1.5), 50 are faster, 1.5 times in geometric mean; of 30
-whose sums are `OF_EACH_KIND`, as much nearer to the border, 26 are slower. On an AMD
-EPYC without AVX-512 transforms took 2.7 times as long; the choice for 244 roles takes
-1.04 times as long as the faster, and 1.19 with (3, 1).
+whose sums are in their own time, as much nearer to the border, 26 are slower. On an AMD
+EPYC without AVX-512 transforms took 2.2 times as long: the choice for 244 roles takes
+1.04 times as long as the faster, and 1.19 with (3, 1). For 232 kernel gradients, not
+fitted to, 1.05 times as long as the best of all, and 1.06 where only products of
+patches were in their own time, 3.6 at most.
 """
-
-OF_EACH_KIND = (
-    "by_groups",
-    "by_member",
-    "patches_gradient",
-    "slices_gradient",
-    "swap",
-)
-"""Sums whose costs are those of the processor."""
 
 SUMS, PEAK, CALL = 10e9, 225e9, 4e-5
 """Products a second for one channel and feature, at most, and seconds of a call.
@@ -83,8 +75,8 @@ def rule(
         # Batch groups XLA:CPU expands, to compute all pairs of them.
         pairs = 1 if found else problem.spec.batch_group_count
         sums = CALL + pairs * _sums(problem)
-    if found is None or found.algorithm not in OF_EACH_KIND:
-        sums *= sums_slower / gradients.slower(problem, processor)
+    if found is None or not found.own_time:
+        sums *= sums_slower
     if count > 1 and seconds < WORTH * sums:  # a block may be divided in turn
         inner = rule(one, by_sums(one), processor, by_sums)
         if inner is None or inner.seconds is None:

@@ -1,5 +1,6 @@
 """Kernel gradients: windows with more points than the output has."""
 
+import functools
 import math
 
 import jax
@@ -86,21 +87,23 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     spec = problem.spec
     taps, outputs = problem.taps, problem.outputs
     own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
-    costs = _of_depthwise_gradient(problem, processor)
+    of_channels = _of_depthwise_gradient(problem, processor)
+    fastest = functools.partial(_fastest, of_channels, processor)
     if not patches_gradient.applies(problem):
-        return cheapest(costs) if costs else None
+        return fastest({}) if of_channels else None
     if own:
         if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
             return None
         if outputs == 1 and max(spec.rhs_dilation) > 1:
-            if not costs:
+            if not of_channels:
                 return Plan("patches_gradient", "a product of strided entries")
-            return cheapest(costs | _by_patches(problem, processor))
+            return fastest(_by_patches(problem, processor))
         if is_complex(problem.dtype) and len(problem.x_spatial) > 2:
             return Plan("patches_gradient", "XLA:CPU crashes on some complex ones")
-    elif not costs and depthwise_gradient.applies(problem) and problem.features < LANES:
-        return None  # phases, for few pairs in at most two dimensions
-    costs |= _by_patches(problem, processor)
+    elif depthwise_gradient.applies(problem) and not of_channels:
+        if problem.features < LANES:
+            return None  # phases, for few pairs in at most two dimensions
+    costs = _by_patches(problem, processor)
     exchanged = swap.swapped_problem(problem)
     if not own and depthwise_gradient.applies(exchanged):
         inner = plan(exchanged) if _is_worth_exchanging(problem, exchanged) else None
@@ -113,14 +116,23 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
         costs["direct"] = NEARLY * alone
         small = taps <= WINDOW
         if small and not problem.is_kernel_gradient and patches.applies(problem):
-            # The other costs are in this processor's own time.
+            # In the processor's own time, as the other costs are.
             product = patches_gradient.RATES[processor].product
             costs["patches"] = patches.dense_cost(problem, processor, product)
     elif is_in_a_row(problem):
         costs |= _by_blocks_of_groups(problem, plan)
     elif processor.prefers_blocks and _is_spread(problem):
         costs["by_groups"] = costs["patches_gradient"] / BLOCKED
-    return cheapest(costs)
+    return fastest(costs)
+
+
+def _fastest(
+    of_channels: dict[str, float], processor: Processor, others: dict[str, float]
+) -> Plan:
+    """The algorithm of least cost. Not all processors' times of channels are known."""
+    chosen = cheapest(of_channels | others)
+    own_time = processor in SLOWER or chosen.algorithm not in of_channels
+    return chosen._replace(own_time=own_time)
 
 
 def _by_xla(problem: ConvProblem, processor: Processor) -> float:
@@ -160,11 +172,6 @@ def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     if spec.batch_group_count > 1:
         return depthwise_gradient.applies(problem)
     return problem.is_kernel_gradient and runs_gradient.applies(problem)
-
-
-def slower(problem: ConvProblem, processor: Processor) -> float:
-    """What costs of depthwise kernel gradients are multiplied by, and 1 for others."""
-    return SLOWER.get(processor, 1.0) if _is_depthwise_gradient(problem) else 1.0
 
 
 def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:

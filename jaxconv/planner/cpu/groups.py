@@ -76,7 +76,7 @@ def members(problem: ConvProblem, processor: Processor) -> Plan | None:
         "direct": NEARLY * slower * direct.grouped_cost(problem),
         "by_member": by_member.gradients_cost(problem, processor),
     }
-    return cheapest(costs)
+    return cheapest(costs)._replace(own_time=True)
 
 
 def partitioned(problem: ConvProblem) -> Plan | None:
