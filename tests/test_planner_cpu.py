@@ -255,6 +255,41 @@ def test_memory_is_bounded_where_padding_is_larger_than_the_input(
         assert analysis.temp_size_in_bytes <= bound, (role, choose(problem))
 
 
+@pytest.mark.parametrize(
+    ("images", "size", "taps", "channels_first", "algorithm"),
+    [
+        (32, (1000,), 6, True, "subpixel"),
+        (16, (56, 56), 5, True, "subpixel"),
+        (16, (56, 56), 5, False, "by_image"),  # which XLA writes once
+        (8, (16, 16, 16), 8, True, "by_image"),  # half of whose phases are cut off
+    ],
+)
+def test_phases_are_taken_at_once_where_xla_copies_as_much(
+    images, size, taps, channels_first, algorithm
+):
+    case = layer(
+        "", images, size, 64, 3, (taps,) * len(size), strides=4,
+        padding=(taps // 2 - 1,) * 2, channels_first=channels_first,
+    )  # fmt: skip
+    problem = problem_in(case, "input_gradient", jnp.float32)
+    assert kinds_planning(algorithm, problem) == set(Processor)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (problem.x_shape, problem.kernel_shape)
+    ]
+
+    def memory(name):
+        def choose(inner):
+            return plan(inner, "cpu").algorithm
+
+        run = functools.partial(compute, problem, name, choose)
+        analysis: Any = jax.jit(run).lower(*arrays).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    # The kernel's phases, too.
+    assert memory(algorithm) <= memory("direct") + by_image.BLOCK
+
+
 def test_taps_that_meet_zeros_alone_are_left_out():
     def planned(dilation, role):
         edges = (dilation, dilation)

@@ -167,6 +167,13 @@ def window(problem: ConvProblem) -> int:
     return math.prod(axis.taps.shape[1] for axis in axes)
 
 
+def phase_entries(problem: ConvProblem) -> int:
+    """Entries of z, those that are cut off as well."""
+    axes = (axis for axis in _solved(problem) if axis is not None)
+    outputs = math.prod(axis.repeats * len(axis.taps) for axis in axes)
+    return problem.batch * outputs * problem.features
+
+
 def is_in_place(problem: ConvProblem) -> bool:
     """Whether z is y as it lies: phases of the last axis alone, of which none is cut.
 
