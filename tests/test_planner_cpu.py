@@ -258,6 +258,8 @@ def test_memory_is_bounded_where_padding_is_larger_than_the_input(
         (32, (1000,), 6, True, "subpixel"),
         (16, (56, 56), 5, True, "subpixel"),
         (16, (56, 56), 5, False, "by_image"),  # which XLA writes once
+        (1, (336, 336), 5, True, "subpixel"),  # whose rows are not cut out
+        (1, (448, 448), 5, True, "by_rows"),  # as here, where they are too large
         (8, (16, 16, 16), 8, True, "by_image"),  # half of whose phases are cut off
     ],
 )

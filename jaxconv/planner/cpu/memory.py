@@ -14,8 +14,13 @@ from jaxconv.algorithms.windows import padded_bytes
 from jaxconv.planner.choice import Plan
 from jaxconv.spec import ConvProblem
 
-CUT = 1.5
-"""Times as many entries as y, from which on phases take more memory than XLA's y."""
+CUT, COPY = 1.5, 40 << 20
+"""Times as many entries as y, from which on phases take more memory than XLA's copy of
+y; and bytes of y from which on blocks are as fast.
+
+At once five of 50 MB took 1.10 to 1.42 times as long as in blocks, and most of 30 MB
+0.8 times (AMD EPYC without AVX-512).
+"""
 
 
 def bounded(problem: ConvProblem, chosen: Plan) -> Plan:
@@ -64,8 +69,8 @@ def _by_images(problem: ConvProblem, chosen: Plan) -> Plan:
     points, 32 channels, 3.8 ms and 0.1 MB, in blocks 9.3 (Intel Xeon). With the
     channels first XLA writes y a second time as well: over 58 random ones phases take
     0.80 times as long as in blocks of images, 0.55 to 1.21, and as much memory as stock
-    where few are cut off (AMD EPYC without AVX-512). 25 with groups take 0.97 times as
-    long, and 16 for which rows are cut out 1.01 times.
+    where few are cut off (AMD EPYC without AVX-512). 25 of two axes take 0.78 times as
+    long as in blocks of rows, but 12 of three axes 1.11, and 25 with groups 0.97 times.
     """
     phases, itemsize = chosen.algorithm == "subpixel", problem.dtype.itemsize
     channels, features = problem.channels, problem.features // problem.spec.groups
@@ -85,20 +90,22 @@ def _by_images(problem: ConvProblem, chosen: Plan) -> Plan:
     single = problem.batch == 1 or by_image.image_bytes(problem) > by_image.BLOCK
     # Rows are cut out of a copy of x with its zeros in place.
     small = 4 * read <= written
-    if phases and single and small and by_rows.applies(problem):
-        return chosen._replace(algorithm="by_rows", reason=_reason(chosen))
     moved = phases and _is_moved(problem)
+    at_once = moved and len(problem.x_spatial) < 3
+    rows = phases and single and small and by_rows.applies(problem)
+    if rows and not at_once:
+        return chosen._replace(algorithm="by_rows", reason=_reason(chosen))
     if by_image.applies(problem) and not moved:
         return chosen._replace(algorithm="by_image", reason=_reason(chosen))
     return chosen
 
 
 def _is_moved(problem: ConvProblem) -> bool:
-    """Whether XLA moves the features of y, no groups', of which few are cut off."""
+    """Whether XLA moves the features of y, which is not too large, without groups."""
     first = problem.spec.dimension_numbers.out_spec[1] < len(problem.x_shape) - 1
     y_size = math.prod(problem.output_shape)
-    few = first and subpixel.phase_entries(problem) < CUT * y_size
-    return few and problem.spec.groups == 1
+    small = y_size * problem.dtype.itemsize <= COPY and problem.spec.groups == 1
+    return first and small and subpixel.phase_entries(problem) < CUT * y_size
 
 
 def is_whole(problem: ConvProblem, algorithm: str) -> bool:
