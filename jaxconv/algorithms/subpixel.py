@@ -66,6 +66,11 @@ class Phases(NamedTuple):
     padding: tuple[int, int]
     shift: int
 
+    @property
+    def outputs(self) -> int:
+        """Outputs of all phases, those that are cut off as well."""
+        return self.repeats * len(self.taps)
+
 
 @functools.lru_cache(maxsize=4096)  # costs and bounds ask for the same ones
 def phases(
@@ -170,7 +175,7 @@ def window(problem: ConvProblem) -> int:
 def phase_entries(problem: ConvProblem) -> int:
     """Entries of z, those that are cut off as well."""
     axes = (axis for axis in _solved(problem) if axis is not None)
-    outputs = math.prod(axis.repeats * len(axis.taps) for axis in axes)
+    outputs = math.prod(axis.outputs for axis in axes)
     return problem.batch * outputs * problem.features
 
 
@@ -183,8 +188,7 @@ def is_in_place(problem: ConvProblem) -> bool:
     y_axes = spec.dimension_numbers.out_spec
     in_order = y_axes == (0, len(y_axes) - 1, *range(1, len(y_axes) - 1))
     last = all(len(axis.taps) == 1 for axis in axes[:-1])
-    outputs = tuple(axis.repeats * len(axis.taps) for axis in axes)
-    whole = outputs == problem.output_spatial
+    whole = tuple(axis.outputs for axis in axes) == problem.output_spatial
     return spec.groups == 1 and in_order and last and whole
 
 
@@ -286,8 +290,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     z = z.reshape(batch, *counts, groups, *periods[:moved], *tail)
     order = [(1 + i, 2 + rank + i) if i < moved else (1 + i,) for i in range(rank)]
     z = z.transpose(0, *chain(*order), 1 + rank, 2 + rank + moved)
-    sizes = [count * period for count, period in zip(counts, periods, strict=True)]
-    z = z.reshape(batch, *sizes, features)
+    z = z.reshape(batch, *(axis.outputs for axis in axes), features)
     starts = [0, *(axis.shift for axis in axes), 0]
     kept = (batch, *problem.output_spatial, features)
     stops = [start + size for start, size in zip(starts, kept, strict=True)]
