@@ -317,15 +317,26 @@ def test_short_products_with_the_features_first_are_computed(integers, dtype):
     np.testing.assert_array_equal(y, directly(spec, x, kernel))
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16])
-def test_sums_in_parts_stay_of_their_dtype(dtype):
-    case = layer("", 64, (12, 12), 64, 64, (3, 3), padding=(1, 1))
+@pytest.mark.parametrize(
+    "dtype, groups, names",
+    [
+        (jnp.int8, 1, ["patches_gradient"]),
+        (jnp.uint8, 1, ["patches_gradient"]),
+        (jnp.int4, 8, ["depthwise_gradient", "runs_gradient", "by_output"]),
+    ],
+)
+def test_sums_in_parts_stay_of_their_dtype(dtype, groups, names):
+    images, size = (64, 12) if groups == 1 else (4, 4)
+    case = layer("", images, (size,) * 2, 64 // groups, 64 // groups, (3, 3),
+                 padding=(1, 1), groups=groups)  # fmt: skip
     problem = problem_in(case, "kernel_gradient", dtype)
     shapes = problem.x_shape, problem.kernel_shape
-    x, kernel = (jnp.asarray(a) for a in draw(0, dtype, *shapes))
-    y = patches_gradient.run(problem, x, kernel, directly)
-    assert y.dtype == dtype
-    np.testing.assert_array_equal(y, directly(problem.spec, x, kernel))
+    x, kernel = (jnp.asarray(a).astype(dtype) for a in draw(0, jnp.int8, *shapes))
+    expected = directly(problem.spec, x, kernel)
+    for name in names:
+        y = ALGORITHMS[name].run(problem, x, kernel, directly)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, expected, err_msg=name)
 
 
 def lowered(conv, *shapes):

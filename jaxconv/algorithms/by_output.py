@@ -65,7 +65,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     def total(output: tuple[int, ...]) -> jax.Array:
         starts = [axis.stride * o for axis, o in zip(axes, output, strict=True)]
         own = every(x, spatial, starts, problem.kernel_spatial, spec.rhs_dilation)
-        return (own.astype(sums) * kernel).sum((channel, *spatial))
+        return (own.astype(sums) * kernel).sum((channel, *spatial), dtype=sums)
 
     y = jnp.stack([total(output) for output in np.ndindex(*problem.output_spatial)])
     y = y.astype(problem.output_dtype).reshape(1, *problem.output_spatial, -1)

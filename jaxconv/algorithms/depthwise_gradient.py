@@ -172,7 +172,8 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
 
         a = zeros((part, count, lanes), sums, x)
         a = loop(blocks, add, a, routine=total * row < FEW)
-        return a.sum(0).reshape(count, beside, G).sum(1).astype(problem.output_dtype)
+        a = a.sum(0, dtype=sums).reshape(count, beside, G).sum(1, dtype=sums)
+        return a.astype(problem.output_dtype)
 
     y = jnp.stack([sum_up(kernel[..., feature]) for feature in range(m)], -1)
     y = y.reshape(1, *problem.output_spatial, -1)  # [1, *O, (g, m)]

@@ -211,7 +211,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         precision=precision,
         preferred_element_type=sums,
     )
-    y = (y.sum(0) if blocked else y).astype(problem.output_dtype)
+    y = (y.sum(0, dtype=sums) if blocked else y).astype(problem.output_dtype)
     order = _order(problem)
     if _is_exchanged(problem):
         y = lax.optimization_barrier(y)  # else XLA exchanges the factors once more
@@ -239,11 +239,12 @@ def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> ja
     factors, precision = (kernel, x), problem.exchanged_precision
     if is_gradient and not _features_first(problem):
         factors, precision = (x, kernel), problem.precision
+    sums = accumulator(problem)
     y = lax.dot_general(
         *factors,
         (((2,), (contracted,)), ((0,), (0,))),
         precision=precision,
-        preferred_element_type=accumulator(problem),
+        preferred_element_type=sums,
     )
-    y = y.sum(0) if is_gradient else y
+    y = y.sum(0, dtype=sums) if is_gradient else y
     return y.astype(problem.output_dtype).reshape(problem.output_shape)

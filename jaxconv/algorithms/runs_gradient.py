@@ -167,7 +167,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     *_, a = loop(len(x) // rows.images, of_images, carry, routine=False)
     # Else what a single block adds up is written first, for XLA's sum to add it up.
     a = lax.optimization_barrier(a)
-    y = masked(_there(axes, rows, steps, offsets)[None], a).sum(-1)
+    y = masked(_there(axes, rows, steps, offsets)[None], a).sum(-1, dtype=sums)
     y = y.astype(problem.output_dtype).reshape(F, *problem.output_spatial)
     return spec.laid_out(jnp.moveaxis(y, 0, -1)[None])
 
