@@ -339,6 +339,34 @@ def test_sums_in_parts_stay_of_their_dtype(dtype, groups, names):
         np.testing.assert_array_equal(y, expected, err_msg=name)
 
 
+@pytest.mark.parametrize("far", [2**30, 2**31])
+def test_places_that_int32_cannot_count_are_left_to_xla(far):
+    case = layer("", 1, (4,), 8, 8, (2,), groups=8, strides=far, dilation=far,
+                 padding=(far, far))  # fmt: skip
+    problem = problem_of(case)
+    assert problem.output_spatial == (2,)
+    for name in ("depthwise", "shifts", "stencil", "patches", "per_group"):
+        assert not ALGORITHMS[name].applies(problem), name
+
+
+@pytest.mark.parametrize(
+    "name, role, geometry",
+    [
+        ("shifts", "forward", {"dilation": 9000}),
+        ("stencil", "forward", {"strides": 2**20}),
+        ("by_output", "kernel_gradient", {"dilation": 9000}),
+    ],
+)
+def test_inputs_are_not_copied_with_many_times_as_many_zeros(name, role, geometry):
+    def applies(geometry):
+        case = layer("", 4, (16,), 64, 64, (3,), groups=64, **geometry)
+        return ALGORITHMS[name].applies(problem_in(case, role, jnp.float32))
+
+    edges = max(geometry.values())
+    assert applies({})
+    assert not applies(geometry | {"padding": (edges, edges)})
+
+
 def lowered(conv, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     return jax.jit(conv).lower(*arrays)

@@ -25,7 +25,13 @@ import numpy as np
 
 from jaxconv.algorithms import depthwise_gradient
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import accumulator, axes_of, every, spanned
+from jaxconv.algorithms.windows import (
+    accumulator,
+    axes_of,
+    every,
+    is_small_copy,
+    spanned,
+)
 from jaxconv.spec import ConvProblem
 
 SUMS = 64
@@ -33,12 +39,13 @@ SUMS = 64
 
 
 def applies(problem: ConvProblem) -> bool:
-    """Batch groups of one image and feature each, undilated, with few outputs."""
+    """Batch groups of one image and feature, undilated, few outputs, a small x̃."""
     spec = problem.spec
     single = problem.features == spec.batch_group_count
     few = problem.outputs <= SUMS
     undilated = max(spec.lhs_dilation, default=1) == 1
-    return depthwise_gradient.applies(problem) and single and few and undilated
+    alone = depthwise_gradient.applies(problem) and single and few and undilated
+    return alone and is_small_copy(problem)
 
 
 def cost(problem: ConvProblem) -> float:

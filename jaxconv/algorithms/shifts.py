@@ -21,7 +21,14 @@ from jax import lax
 
 from jaxconv.algorithms.blocks import added_up
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import accumulator, axes_of, countable, every, spanned
+from jaxconv.algorithms.windows import (
+    accumulator,
+    axes_of,
+    countable,
+    every,
+    is_small_copy,
+    spanned,
+)
 from jaxconv.spec import ConvProblem
 
 TAPS = 64
@@ -29,11 +36,12 @@ TAPS = 64
 
 
 def applies(problem: ConvProblem) -> bool:
-    """Groups of one channel and feature, few taps, an undilated input, known sizes."""
+    """Groups of one channel and feature, few taps, undilated, and a small copy of x."""
     spec = problem.spec
     depthwise = spec.feature_group_count == problem.features and problem.channels == 1
     few = 1 < spec.feature_group_count and problem.taps <= TAPS
-    return depthwise and few and countable(problem) and max(spec.lhs_dilation) == 1
+    counted = countable(problem) and max(spec.lhs_dilation) == 1
+    return depthwise and few and counted and is_small_copy(problem)
 
 
 def cost(problem: ConvProblem) -> float:

@@ -145,7 +145,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
 
 
 def _channels_first(spec: ConvSpec) -> tuple[bool, bool]:
-    """Whether the last axis of x, and of y, is a spatial one."""
+    """Whether the channels of x, and of y, stand before a spatial axis."""
     x_axes, _, y_axes = spec.dimension_numbers
     return x_axes[1] < max(x_axes[2:]), y_axes[1] < max(y_axes[2:])
 
@@ -187,7 +187,6 @@ def _features_first(
                 number = every(numbers, [0], [len(terms)], [1], [1])
                 number = lax.broadcast_in_dim(number, shape, range(3))
                 terms.append(lax.mul(run, number))
-        # Two sums of some terms are more accurate than one of all.
         total = added_up(terms)
         return total if y is None else y + total
 
@@ -276,10 +275,11 @@ def _phase_entries(problem: ConvProblem) -> int:
 
 
 def _group_bytes(problem: ConvProblem) -> int:
-    """Bytes of the copies of a group of an image, and of its y."""
-    sums = problem.features // problem.spec.groups
-    sums *= math.prod(_counts(axes_of(problem)))
-    return (_phase_entries(problem) + sums) * problem.dtype.itemsize
+    """Bytes of the copy of a group of an image, those that are not read too, and y."""
+    axes = axes_of(problem)
+    kept = problem.channels * math.prod(axis.stride for axis in axes)
+    kept += problem.features // problem.spec.groups
+    return kept * math.prod(_counts(axes)) * accumulator(problem).itemsize
 
 
 def _blocks(problem: ConvProblem) -> tuple[tuple[int, int], int]:

@@ -35,6 +35,9 @@ ms and 43 MB that way, and take 20 ms and no memory when the places depend on x.
 Compiling takes 1.4 times as long.
 """
 
+COPY = 4 << 20
+"""Bytes that the input may take with its zeros in place, besides all arrays' twice."""
+
 LANES = 16
 """Entries of a vector of 512 bits, in float32."""
 
@@ -61,6 +64,11 @@ class Axis(NamedTuple):
     def spread_size(self) -> int:
         """Positions of the input with the zeros between its entries."""
         return dilated(self.size, self.lhs_dilation)
+
+    @property
+    def most(self) -> int:
+        """The largest number by which places are counted, or windows moved."""
+        return max(self.reach + abs(self.low), self.spread_size, *self)
 
     @property
     def period(self) -> int:
@@ -403,6 +411,11 @@ def padded_bytes(problem: ConvProblem) -> int:
     return entries * problem.dtype.itemsize
 
 
+def is_small_copy(problem: ConvProblem) -> bool:
+    """Whether the input with its zeros in place is not much larger than all arrays."""
+    return padded_bytes(problem) <= 2 * problem.bytes + COPY
+
+
 def coordinates(axes: Sequence[Axis], field: str) -> list[np.ndarray]:
     """Coordinates of all taps, or outputs, in row-major order, along each axis.
 
@@ -426,7 +439,8 @@ def countable(problem: ConvProblem) -> bool:
         return False
     sizes = (problem.x_shape, problem.kernel_shape, problem.output_shape)
     counted = all(0 < math.prod(shape) < 2**31 for shape in sizes)
-    return counted and len(problem.x_shape) > 2
+    reached = all(axis.most < 2**31 for axis in axes_of(problem))
+    return counted and reached and len(problem.x_shape) > 2
 
 
 def transposed(problem: ConvProblem) -> int:

@@ -75,7 +75,7 @@ def has_routine(problem: ConvProblem) -> bool:
 
 
 def is_fast(dtype: Any) -> bool:
-    """Whether XLA:CPU has a routine for the dtype: floats of 16 and 32 bits."""
+    """Whether XLA:CPU has a routine for the dtype: floats of up to 32 bits."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 32
 
 
