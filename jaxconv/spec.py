@@ -115,10 +115,24 @@ class ConvSpec:
         return self.feature_group_count * self.batch_group_count
 
     @property
+    def is_strided(self) -> bool:
+        """Whether the window takes steps of more than one along an axis."""
+        return max(self.window_strides, default=1) > 1
+
+    @property
+    def is_input_dilated(self) -> bool:
+        """Whether there are zeros between the entries of the input."""
+        return max(self.lhs_dilation, default=1) > 1
+
+    @property
+    def is_kernel_dilated(self) -> bool:
+        """Whether there are entries of the input between those that the taps meet."""
+        return max(self.rhs_dilation, default=1) > 1
+
+    @property
     def is_plain(self) -> bool:
         """Whether nothing is strided and nothing dilated."""
-        steps = (*self.window_strides, *self.lhs_dilation, *self.rhs_dilation)
-        return max(steps, default=1) == 1
+        return not (self.is_strided or self.is_input_dilated or self.is_kernel_dilated)
 
     @property
     def block_axis(self) -> int:

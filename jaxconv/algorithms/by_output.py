@@ -43,7 +43,7 @@ def applies(problem: ConvProblem) -> bool:
     spec = problem.spec
     single = problem.features == spec.batch_group_count
     few = problem.outputs <= SUMS
-    undilated = max(spec.lhs_dilation, default=1) == 1
+    undilated = not spec.is_input_dilated
     alone = depthwise_gradient.applies(problem) and single and few and undilated
     return alone and is_small_copy(problem)
 

@@ -104,7 +104,7 @@ def cost(problem: ConvProblem) -> float:
     beside = _beside(problem)
     lanes = beside * (problem.features if _is_repeated(problem) else groups)
     # With strides no points stand beside few groups, whose reads are far apart.
-    apart = lanes < LANES and max(problem.spec.rhs_dilation) > 1
+    apart = lanes < LANES and problem.spec.is_kernel_dilated
     seconds = (5.5e-11 + (5e-9 if apart else 2e-9) / lanes) * terms
     if beside > 1:
         moved += entries

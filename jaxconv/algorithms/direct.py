@@ -88,7 +88,7 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     window = problem.channels * points
     rows = problem.batch * problem.outputs
     exchanged = pad.is_exchanged(problem) and not pad.mends(problem)
-    if exchanged or max(problem.spec.lhs_dilation) > 1:
+    if exchanged or problem.spec.is_input_dilated:
         rate = 4e9 if exchanged else 9e9
         return 2.1e-5 + 2 * rows * window * problem.features / rate
     lanes = 8 if processor is Processor.NARROW else 16
@@ -104,8 +104,8 @@ def gradient_cost(problem: ConvProblem, processor: Processor) -> float:
     # There are faster routines while the weights stay in the cache of a core.
     weights = 4 * window * problem.features
     cached = weights <= 1.61e6
-    strided = max(problem.spec.rhs_dilation) > 1
-    apart = strided or max(problem.spec.window_strides) > 1
+    strided = problem.spec.is_kernel_dilated
+    apart = strided or problem.spec.is_strided
     channel, few = 1 / problem.channels, problem.features <= 24
     if processor is Processor.NARROW:
         of_windows, of_entries, each = _NARROW[min(rank, 3), apart]

@@ -56,7 +56,7 @@ WIDTH = 128
 def applies(problem: ConvProblem) -> bool:
     """No groups, strides of one, few taps, and parts of Z that stay in the cache."""
     spec, taps = problem.spec, problem.taps
-    if spec.groups > 1 or not countable(problem) or max(spec.window_strides) > 1:
+    if spec.groups > 1 or not countable(problem) or spec.is_strided:
         return False
     held = _entries(problem) // _parts(problem)
     if not as_it_lies(problem):
@@ -93,7 +93,7 @@ def cost(problem: ConvProblem) -> float:
     size, taps = _entries(problem), problem.taps
     reads = problem.batch * problem.outputs * taps
     # Many taps, of which few meet an entry, are asked for one by one.
-    read = 4.3e-10 if taps <= 9 or max(problem.spec.lhs_dilation) == 1 else 1.4e-9
+    read = 4.3e-10 if taps <= 9 or not problem.spec.is_input_dilated else 1.4e-9
     added = 4.5e-11 * size + (1.4e-11 * problem.features + read) * reads
     added += 3e-10 * math.prod(problem.output_shape) * (_parts(problem) - 1)
     multiplied = 4.8e-12 * size * problem.channels

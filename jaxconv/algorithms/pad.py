@@ -40,7 +40,7 @@ def is_exchanged(problem: ConvProblem) -> bool:
 def applies(problem: ConvProblem) -> bool:
     """Zeros around x, but none between its entries."""
     pads = [pad for pair in problem.spec.padding for pad in pair]
-    undilated = all(dilation == 1 for dilation in problem.spec.lhs_dilation)
+    undilated = not problem.spec.is_input_dilated
     return problem.is_static and undilated and max(pads, default=0) > 0 <= min(pads)
 
 

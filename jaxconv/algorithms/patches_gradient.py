@@ -177,7 +177,7 @@ def moved(problem: ConvProblem) -> int:
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     last = len(x_axes) - 1
     of_x = 0 if x_axes[0] == last else math.prod(problem.x_shape)
-    if max(problem.spec.lhs_dilation) > 1:
+    if problem.spec.is_input_dilated:
         of_x += padded_bytes(problem) // problem.dtype.itemsize
     return of_x + (0 if kernel_axes[0] == last else math.prod(problem.kernel_shape))
 

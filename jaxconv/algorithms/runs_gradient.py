@@ -66,7 +66,7 @@ IMAGES, MOST = 2 << 20, 4 << 20
 
 def applies(problem: ConvProblem) -> bool:
     """A depthwise kernel gradient, of an undilated input with the channels first."""
-    if not depthwise_gradient.applies(problem) or max(problem.spec.lhs_dilation) > 1:
+    if not depthwise_gradient.applies(problem) or problem.spec.is_input_dilated:
         return False
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     first = all(max(own[:2]) < min(own[2:]) for own in (x_axes, kernel_axes))

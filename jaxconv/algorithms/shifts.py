@@ -40,7 +40,7 @@ def applies(problem: ConvProblem) -> bool:
     spec = problem.spec
     depthwise = spec.feature_group_count == problem.features and problem.channels == 1
     few = 1 < spec.feature_group_count and problem.taps <= TAPS
-    counted = countable(problem) and max(spec.lhs_dilation) == 1
+    counted = countable(problem) and not spec.is_input_dilated
     return depthwise and few and counted and is_small_copy(problem)
 
 

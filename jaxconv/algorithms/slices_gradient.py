@@ -60,7 +60,7 @@ def applies(problem: ConvProblem) -> bool:
     spec = problem.spec
     if spec.groups > 1 or len(problem.x_shape) < 4 or not countable(problem):
         return False
-    undilated = max(spec.lhs_dilation) == spec.rhs_dilation[0] == 1
+    undilated = not spec.is_input_dilated and spec.rhs_dilation[0] == 1
     along, *others = problem.output_spatial
     few = max(along, math.prod(others)) <= OUTPUTS
     axis, rows = axes_of(problem)[0], math.prod(problem.kernel_spatial[1:])

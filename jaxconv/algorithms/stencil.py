@@ -72,7 +72,7 @@ def applies(problem: ConvProblem) -> bool:
     if problem.spec.batch_group_count > 1 or not countable(problem):
         return False
     few = 1 < problem.taps <= TAPS
-    undilated = max(problem.spec.lhs_dilation) == 1
+    undilated = not problem.spec.is_input_dilated
     return few and undilated and _group_bytes(problem) <= BLOCK
 
 
@@ -93,7 +93,7 @@ def cost(problem: ConvProblem) -> float:
     entries = problem.batch * spec.groups * _phase_entries(problem)
     read, written = _channels_first(spec)
     seconds = products * (1.5e-11 if size * taps <= 40 else 2e-11)
-    if not read or max(spec.window_strides) > 1:
+    if not read or spec.is_strided:
         seconds += 5e-10 * entries
     if size < problem.channels:
         seconds += 1.5e-10 * entries

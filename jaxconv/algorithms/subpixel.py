@@ -150,7 +150,7 @@ def applies(problem: ConvProblem) -> bool:
     """The input is dilated, all sizes are known, and there is something to sum."""
     return (
         problem.is_static
-        and any(dilation > 1 for dilation in problem.spec.lhs_dilation)
+        and problem.spec.is_input_dilated
         and not empty.applies(problem)
     )
 

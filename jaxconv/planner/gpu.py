@@ -82,11 +82,6 @@ def _is_gradient(problem: ConvProblem) -> bool:
     return problem.spec.groups == 1 and problem.is_kernel_gradient and taps > outputs
 
 
-def _is_dilated(problem: ConvProblem) -> bool:
-    """Whether there are zeros between the entries of the input."""
-    return max(problem.spec.lhs_dilation, default=1) > 1
-
-
 def _transposed_gradient(problem: ConvProblem) -> Plan | None:
     """Kernel gradients of transposed layers.
 
@@ -94,8 +89,8 @@ def _transposed_gradient(problem: ConvProblem) -> Plan | None:
     71; 4 taps of 8 channels 2597 and 96, 8 taps of 1024 features 465 and 58.
     """
     # Else the swapped input would be dilated in turn.
-    undilated = max(problem.spec.rhs_dilation, default=1) == 1
-    if undilated and _is_dilated(problem) and _is_gradient(problem):
+    undilated = not problem.spec.is_kernel_dilated
+    if undilated and problem.spec.is_input_dilated and _is_gradient(problem):
         return Plan("swap", "the kernel gradient of the layer that it transposes")
     return None
 
@@ -148,8 +143,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
             return Plan("shifts", "one channel per group, in the order of the axes")
         if rank > 1:
             return None
-    elif rank == 2 and single and max(spec.rhs_dilation) == 1:
-        if max(spec.lhs_dilation) == 1 or terms > ZEROS:
+    elif rank == 2 and single and not spec.is_kernel_dilated:
+        if not spec.is_input_dilated or terms > ZEROS:
             return None
     return Plan("depthwise", "few channels per group, summed tap by tap")
 
@@ -187,7 +182,7 @@ def _is_known(problem: ConvProblem) -> bool:
     """
     spec = problem.spec
     last = spec.block_axis == len(problem.x_shape) - 1
-    undilated = max(*spec.lhs_dilation, *spec.rhs_dilation) == 1
+    undilated = not (spec.is_input_dilated or spec.is_kernel_dilated)
     gradient = spec.batch_group_count > 1
     sizes = problem.output_spatial if gradient else problem.kernel_spatial
     side = 5 if gradient and problem.dtype.itemsize > 2 else 7
@@ -201,9 +196,9 @@ def _pointwise(problem: ConvProblem) -> Plan | None:
     groups of 30 125 and 37, 32 of 8 81 and 40, 4 of 64 57 and 38.
     """
     spec = problem.spec
-    one = problem.taps == 1 and not _is_dilated(problem)
+    one = problem.taps == 1 and not problem.spec.is_input_dilated
     several = max(problem.channels, problem.features // spec.groups) > 1
-    if one and several and max(spec.window_strides, default=1) == 1:
+    if one and several and not spec.is_strided:
         if by_tap.applies(problem):
             return Plan("by_tap", "a product of each group")
     return None

@@ -95,7 +95,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     many weights and few outputs, and in input gradients, other products are faster.
     """
     spec, many = problem.spec, math.prod(problem.kernel_shape) >= MANY_WEIGHTS
-    if spec.groups > 1 or max(spec.lhs_dilation, default=1) > 1:
+    if spec.groups > 1 or spec.is_input_dilated:
         return None
     known = has_routine(problem) and not is_complex(problem.dtype)
     if problem.is_kernel_gradient or not known:
@@ -119,8 +119,8 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
         if not (is_within(problem, *RANGE) or reads_once(problem)):
             costs["patches"] *= COPIED
     own = NEARLY * direct.dense_cost(problem)
-    steps = max(spec.rhs_dilation, default=1)
-    if problem.channels == 1 and steps == 1 and pad.applies(problem):
+    alone = problem.channels == 1 and not spec.is_kernel_dilated
+    if alone and pad.applies(problem):
         costs["pad"] = PADDED * own
     return cheapest({"direct": own, **costs})
 
@@ -144,7 +144,7 @@ def reads_once(problem: ConvProblem) -> bool:
 
 def _is_summed(problem: ConvProblem) -> bool:
     """Whether slices that are added up may be faster than XLA's own routine."""
-    unstrided = max(problem.spec.window_strides, default=1) == 1
+    unstrided = not problem.spec.is_strided
     summed = is_fast(problem.dtype) and problem.channels >= SUMMED
     return unstrided and summed and overlap_slices.applies(problem)
 

@@ -75,7 +75,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     alone = problem.channels * problem.features == G
     few_taps = taps <= 2 * LANES
     fills = G >= LANES or alone or few_taps
-    undilated = max(spec.lhs_dilation, default=1) == 1
+    undilated = not spec.is_input_dilated
     single = problem.features == G and weights <= depthwise.TERMS
     copied = math.prod(problem.x_spatial) * problem.batch * problem.features
     in_cache = weights <= SQUARE * taps and 4 * copied <= by_image.BLOCK

@@ -94,7 +94,7 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     if own:
         if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
             return None
-        if outputs == 1 and max(spec.rhs_dilation) > 1:
+        if outputs == 1 and spec.is_kernel_dilated:
             if not of_channels:
                 return Plan("patches_gradient", "a product of strided entries")
             return fastest(_by_patches(problem, processor))
@@ -167,7 +167,7 @@ def _is_depthwise_gradient(problem: ConvProblem) -> bool:
     spec = problem.spec
     few = problem.features <= SMALL * spec.groups
     full = problem.features >= LANES or len(problem.x_spatial) > 2
-    if max(spec.lhs_dilation, default=1) > 1 and not (few and full):
+    if spec.is_input_dilated and not (few and full):
         return False
     if spec.batch_group_count > 1:
         return depthwise_gradient.applies(problem)
@@ -183,7 +183,7 @@ def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
     64 to 32 in 32 groups, 1x1 on 16 images of 39x16, 6.6 and 0.92 ms; transposed, 8 to
     2 in 2, 2x2 with stride 4 on 8 of 41x18, 3.7 and 0.18 (Intel Xeon).
     """
-    undilated = max(exchanged.spec.lhs_dilation, default=1) == 1
+    undilated = not exchanged.spec.is_input_dilated
     return undilated and not depthwise_gradient.applies(problem)
 
 
@@ -198,7 +198,7 @@ def _of_depthwise_gradient(
         costs["depthwise_gradient"] = depthwise_gradient.cost(problem)
     if runs_gradient.applies(problem):
         costs["runs_gradient"] = runs_gradient.cost(problem)
-    dilated = max(problem.spec.lhs_dilation) > 1
+    dilated = problem.spec.is_input_dilated
     if G > 1 and problem.features == G and not dilated:
         few = G <= LANES and len(problem.x_spatial) < 3
         if problem.outputs == 1:

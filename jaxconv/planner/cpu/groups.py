@@ -44,7 +44,7 @@ _OF_GROUPS: dict[str, Costed] = {
 def rule(problem: ConvProblem) -> Plan | None:
     """Feature groups of an undilated input."""
     spec = problem.spec
-    if spec.feature_group_count == 1 or max(spec.lhs_dilation, default=1) > 1:
+    if spec.feature_group_count == 1 or spec.is_input_dilated:
         return None
     wide = problem.channels <= SMALL and problem.features >= FULL * spec.groups
     if pointwise_groups.applies(problem) and not wide:

@@ -59,7 +59,7 @@ slices of 1024 points 11 and 24.
 
 def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     """What XLA:CPU computes by nested loops: other dtypes, many spatial axes."""
-    if max(problem.spec.lhs_dilation, default=1) > 1:
+    if problem.spec.is_input_dilated:
         return None
     rank = len(problem.x_spatial)
     loops = not has_routine(problem) or rank > 3
@@ -74,7 +74,7 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
             faster = STENCILS.get(processor, 1.0)
             costs["stencil"] = faster * stencil.cost(problem)
         terms = problem.channels * problem.taps
-        strided = not loops and max(problem.spec.window_strides) > 1
+        strided = not loops and problem.spec.is_strided
         wide = problem.features >= WIDENED * problem.channels
         short = terms <= SHORT and (strided or (wide and costs))
         measured = processor is Processor.NARROW or is_within(problem, *RANGE)

@@ -121,7 +121,7 @@ def grouped(problem: ConvProblem) -> Plan | None:
     if problem.channels == 1 or not pointwise_groups.applies(problem):
         return None
     several = problem.features > problem.spec.groups
-    strided = max(problem.spec.window_strides, default=1) > 1
+    strided = problem.spec.is_strided
     many = problem.channels >= (ADDED_STRIDED if strided else ADDED)
     if pointwise_groups.is_apart(problem) or (strided if several else many):
         return Plan("pointwise_groups", "products of what all outputs read")

@@ -35,7 +35,7 @@ def mended(problem: ConvProblem) -> Plan | None:
 def _is_routine(problem: ConvProblem) -> bool:
     """Whether XLA:CPU has a routine for it, if only the axes stand in order."""
     spec = problem.spec
-    undilated = max(spec.lhs_dilation, default=1) == 1
+    undilated = not spec.is_input_dilated
     return (
         problem.is_static
         and channels_last.applies(problem)

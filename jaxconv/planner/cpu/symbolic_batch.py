@@ -31,7 +31,7 @@ def rule(problem: ConvProblem, plan: Callable[[ConvProblem], Plan]) -> Plan | No
         return None
     _, one = by_image.of_block(problem)
     spec = one.spec
-    dense = spec.groups == 1 and max(spec.lhs_dilation) == 1
+    dense = spec.groups == 1 and not spec.is_input_dilated
     if dense and len(one.x_spatial) <= 2 and has_routine(one):
         return None
     chosen = plan(one)
