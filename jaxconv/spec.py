@@ -135,6 +135,16 @@ class ConvSpec:
         return not (self.is_strided or self.is_input_dilated or self.is_kernel_dilated)
 
     @property
+    def channels_last(self) -> bool:
+        """Whether the channels of `x` stand last."""
+        return self.dimension_numbers.lhs_spec[1] == 1 + len(self.window_strides)
+
+    @property
+    def features_last(self) -> bool:
+        """Whether the features of `y` stand last."""
+        return self.dimension_numbers.out_spec[1] == 1 + len(self.window_strides)
+
+    @property
     def block_axis(self) -> int:
         """The axis of `x` whose blocks are the groups: its batch or its channels."""
         batch, channel, *_ = self.dimension_numbers.lhs_spec
@@ -176,10 +186,27 @@ class ConvSpec:
             shape[y_axes[2 + i]] = max((extent - window) // stride + 1, 0)
         return tuple(shape)
 
+    def images(self, x: jax.Array) -> jax.Array:
+        """The input with its axes in order, [N, *I, C]."""
+        batch, channel, *spatial = self.dimension_numbers.lhs_spec
+        return x.transpose(batch, *spatial, channel)
+
+    def filters(self, kernel: jax.Array) -> jax.Array:
+        """The kernel with its axes in order, [*K, C, F]."""
+        feature, in_feature, *taps = self.dimension_numbers.rhs_spec
+        return kernel.transpose(*taps, in_feature, feature)
+
     def laid_out(self, y: jax.Array) -> jax.Array:
         """A result [N, *O, F] in the layout's order of axes."""
         batch, feature, *spatial = self.dimension_numbers.out_spec
         return y.transpose(np.argsort((batch, *spatial, feature)))
+
+
+def in_order(rank: int) -> lax.ConvDimensionNumbers:
+    """[N, *I, C], [*K, C, F] and [N, *O, F], of so many spatial axes."""
+    spatial = range(rank)
+    images = (0, rank + 1, *(1 + i for i in spatial))
+    return lax.ConvDimensionNumbers(images, (rank + 1, rank, *spatial), images)
 
 
 FIELDS = tuple(

@@ -200,10 +200,9 @@ def _multiplied(problem: ConvProblem, x: jax.Array) -> jax.Array:
 def _read(problem: ConvProblem, x: jax.Array) -> jax.Array:
     """The patches as entries of x̃, all of which lie within it."""
     spec, taps, outputs = problem.spec, problem.kernel_spatial, problem.output_spatial
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
-    rank = len(spatial)
+    rank = len(taps)
     # In the dtype of sums, as this is transposed into one.
-    x = x.transpose(batch, *spatial, channel).astype(accumulator(problem))
+    x = spec.images(x).astype(accumulator(problem))
     x = spread(x, [(0, 0, 0), *spec.edges, (0, 0, 0)])
     x = lax.optimization_barrier(x)  # else each read asks whether it meets a zero
     places = []

@@ -64,6 +64,21 @@ def test_nothing_is_exchanged_twice(rank):
     assert swapped > 25
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NCWH", "NHCW", "CHNW"])
+def test_depthwise_layers_in_rows_are_shifted_whichever_axis_the_rows_are(layout):
+    geometry = {
+        "window_strides": (1, 1),
+        "padding": "SAME",
+        "feature_group_count": 64,
+        "dimension_numbers": (layout, "HWIO", layout),
+    }
+    sizes = {"N": 8, "C": 64, "H": 56, "W": 56}
+    shapes = tuple(sizes[axis] for axis in layout), (3, 3, 1, 64)
+    spec = conv_spec(Caller("t"), *shapes, **geometry)
+    problem = ConvProblem(spec, *shapes, np.dtype("float32"))
+    assert plan(problem, "cpu").algorithm == "shifts"
+
+
 @pytest.mark.parametrize("processor", Processor)
 def test_a_block_of_all_images_is_not_taken_for_a_part(processor):
     # Its transforms are too large, its images are not: one block would be all of it.

@@ -25,8 +25,8 @@ from jax import lax
 
 from jaxconv.algorithms.blocks import Index, blocks_of, cut, loop, put, zeros
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import axes_of, countable
-from jaxconv.spec import ConvProblem, dilated
+from jaxconv.algorithms.windows import axes_of, countable, edges_at
+from jaxconv.spec import ConvProblem
 
 BLOCK = 2 << 20
 """Bytes of y, or of x, that are taken at a time, or of as few rows as can be."""
@@ -58,13 +58,12 @@ def _rows(problem: ConvProblem) -> int:
 def _of_rows(problem: ConvProblem, rows: int) -> ConvProblem:
     """The problem of so many rows of y, and of the rows of x that they read."""
     spec, axis = problem.spec, axes_of(problem)[0]
-    reach = axis._replace(outputs=rows).reach
-    low = axis.low % axis.lhs_dilation
-    entries = max((reach - 1 - low) // axis.lhs_dilation + 1, 1)
-    high = reach - low - dilated(entries, axis.lhs_dilation)
+    part = axis._replace(outputs=rows, low=axis.low % axis.lhs_dilation)
+    entries = max((part.reach - 1 - part.low) // axis.lhs_dilation + 1, 1)
+    part = part._replace(size=entries)
     x_shape = list(problem.x_shape)
-    x_shape[spec.dimension_numbers.lhs_spec[2]] = entries
-    spec = spec.replace(padding=((low, high), *spec.padding[1:]))
+    x_shape[spec.dimension_numbers.lhs_spec[2]] = part.size
+    spec = spec.replace(padding=((part.low, part.high), *spec.padding[1:]))
     return dataclasses.replace(problem, spec=spec, x_shape=tuple(x_shape))
 
 
@@ -78,8 +77,8 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     begin = -(axis.low // axis.lhs_dilation)
     step = axis.stride * rows // axis.lhs_dilation
     end = (axis.reach - 1 - axis.low) // axis.lhs_dilation + 1
-    edges = [(0, 0, 0)] * x.ndim
-    edges[of_x] = (max(-begin, 0), max(end - axis.size, 0), 0)
+    missing = max(-begin, 0), max(end - axis.size, 0), 0
+    edges = edges_at([of_x], [missing], x.ndim)
     x, begin = lax.pad(x, jnp.zeros((), x.dtype), edges), max(begin, 0)
 
     def block(start: Index, outputs: int) -> jax.Array:

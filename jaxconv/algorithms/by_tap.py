@@ -42,10 +42,7 @@ def applies(problem: ConvProblem) -> bool:
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Sum the products of all taps."""
     spec, G = problem.spec, problem.spec.groups
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
-    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    x = x.transpose(batch, *spatial, channel)
-    kernel = kernel.transpose(*taps, in_feature, feature)
+    x, kernel = spec.images(x), spec.filters(kernel)
     kernel = kernel.reshape(*kernel.shape[:-1], G, -1)  # [*K, C, G, f]
     # Axis by axis: one that is spread over devices takes its neighbours' edges once
     # for each place along it, and not for each tap.
@@ -56,7 +53,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
             for tap, array in reads.items()
             for t in range(axis.taps)
         }
-    rank = len(spatial)
+    rank = len(problem.x_spatial)
     y: Any = None
     for tap, X in reads.items():
         X = X.reshape(*X.shape[:-1], G, -1)  # [N, *O, G, c]

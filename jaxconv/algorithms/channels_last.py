@@ -21,19 +21,11 @@ gradient 28 and 4.3.
 import dataclasses
 
 import jax
-from jax import lax
 
 from jaxconv.algorithms import direct
 from jaxconv.algorithms.order import written
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.spec import ConvProblem
-
-
-def in_order(rank: int) -> lax.ConvDimensionNumbers:
-    """[N, *I, C], [*K, C, F] and [N, *O, F], of so many spatial axes."""
-    spatial = range(rank)
-    images = (0, rank + 1, *(1 + i for i in spatial))
-    return lax.ConvDimensionNumbers(images, (rank + 1, rank, *spatial), images)
+from jaxconv.spec import ConvProblem, in_order
 
 
 def applies(problem: ConvProblem) -> bool:
@@ -45,11 +37,8 @@ def applies(problem: ConvProblem) -> bool:
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Permute the axes of x, of the kernel, and back those of y."""
     spec = problem.spec
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
-    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    ordered = spec.replace(dimension_numbers=in_order(len(spatial)))
-    x = written(x.transpose(batch, *spatial, channel))
-    kernel = kernel.transpose(*taps, in_feature, feature)
+    ordered = spec.replace(dimension_numbers=in_order(len(spec.window_strides)))
+    x, kernel = written(spec.images(x)), spec.filters(kernel)
     if problem.is_kernel_gradient and problem.taps > problem.outputs:
         y = direct.by_lax(dataclasses.replace(problem, spec=ordered), x, kernel)
     else:

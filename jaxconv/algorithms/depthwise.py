@@ -145,9 +145,8 @@ def _sliced(x: jax.Array, axes: Sequence[Axis], taps: Sequence[Index]) -> jax.Ar
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the terms, block by block, or all at once by channels of each group."""
     spec = problem.spec
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    x = x.transpose(batch, *spatial, channel)
+    x = spec.images(x)
     x = x.reshape(*x.shape[:-1], spec.feature_group_count, problem.channels)
     kernel = kernel.transpose(in_feature, *taps, feature)
     kernel = kernel.astype(accumulator(problem))

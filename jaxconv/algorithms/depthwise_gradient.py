@@ -81,9 +81,8 @@ FEW = 1 << 23
 def applies(problem: ConvProblem) -> bool:
     """As many batch groups as images, no feature groups, and sizes to be counted."""
     spec = problem.spec
-    batch = problem.x_shape[spec.dimension_numbers.lhs_spec[0]]
-    depthwise = spec.feature_group_count == 1 and spec.batch_group_count == batch
-    return depthwise and countable(problem)
+    single = spec.batch_group_count == problem.batch
+    return spec.feature_group_count == 1 and single and countable(problem)
 
 
 def cost(problem: ConvProblem) -> float:

@@ -10,7 +10,6 @@ negative padding of symbolic sizes, is laid around x by `lax.pad` beforehand.
 import math
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.algorithms import pad
@@ -212,26 +211,13 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
 def by_lax(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution of lax, for symbolic padding and sizes as well."""
     spec = problem.spec
-    padding, lhs_dilation = spec.padding, spec.lhs_dilation
-    pads = [pad for pair in padding for pad in pair]
+    pads = [zeros for pair in spec.padding for zeros in pair]
     if not is_static(*pads) or (min(pads, default=0) < 0):  # else `crop` was planned
-        edges = [(0, 0, 0)] * x.ndim
-        for axis, edge in zip(
-            spec.dimension_numbers.lhs_spec[2:], spec.edges, strict=True
-        ):
-            edges[axis] = edge
-        x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-        padding, lhs_dilation = ((0, 0),) * len(padding), (1,) * len(padding)
+        x, spec = pad.zeros_around(spec, x)
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=spec.window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=spec.rhs_dilation,
-        dimension_numbers=spec.dimension_numbers,
-        feature_group_count=spec.feature_group_count,
-        batch_group_count=spec.batch_group_count,
+        **spec.geometry,
         precision=problem.precision,
         preferred_element_type=problem.preferred_element_type,
         out_sharding=problem.out_sharding,

@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.algorithms.blocks import stacked
-from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import axes_of, countable, entries, unravel, windows
-from jaxconv.spec import ConvProblem, ConvSpec
+from jaxconv.spec import ConvProblem, ConvSpec, in_order
 
 
 def applies(problem: ConvProblem) -> bool:

@@ -19,15 +19,14 @@ AVX-512, jax 0.12.0.1, float32, as a product and so: 32 sequences of 501 points,
 import jax
 
 from jaxconv.algorithms import product
-from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import ConvProblem, in_order
 
 
 def applies(problem: ConvProblem) -> bool:
     """A pointwise layer of several axes or images, whose channels stand last."""
     x_axes, _, y_axes = problem.spec.dimension_numbers
-    in_place = x_axes == y_axes and x_axes[1] == len(x_axes) - 1
+    in_place = x_axes == y_axes and problem.spec.channels_last
     return in_place and product.is_pointwise(problem) and not is_folded(problem)
 
 
@@ -39,9 +38,8 @@ def is_folded(problem: ConvProblem) -> bool:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve along the one axis."""
-    feature, in_feature, *taps = problem.spec.dimension_numbers.rhs_spec
     # Within a loop XLA makes a product of this order alone.
-    kernel = kernel.transpose(*taps, in_feature, feature)
+    kernel = problem.spec.filters(kernel)
     row = problem.spec.replace(
         window_strides=(1,),
         padding=((0, 0),),

@@ -148,11 +148,10 @@ def _divided(a: jax.Array, place: int, groups: int, axes: Sequence[int]) -> jax.
 
 def _size(axis: Axis) -> int:
     """S, with no factor above 7, of which the transforms are fast."""
-    entries = dilated(axis.size, axis.lhs_dilation)
-    after = axis.reach - axis.low - entries
     outputs = axis.stride * (axis.outputs - 1) + 1
     # No window goes on at the beginning where S is all that they span.
-    return _smooth(max(min(entries + max(axis.low, after), axis.reach), outputs))
+    around = axis.spread_size + max(axis.low, axis.high)
+    return _smooth(max(min(around, axis.reach), outputs))
 
 
 @functools.cache

@@ -36,7 +36,7 @@ from jaxconv.algorithms.windows import (
     spread,
     transposed,
 )
-from jaxconv.spec import ConvProblem, dilated
+from jaxconv.spec import ConvProblem
 
 TAPS, WHOLE, PART = 32, 4_000_000, 8_000_000
 """Taps that are unrolled; bytes of Z up to which it is written as one; of a part of it,
@@ -106,9 +106,8 @@ def cost(problem: ConvProblem) -> float:
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply, then add up what each tap gives to the outputs."""
     spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    x = x.transpose(batch, *spatial, channel)
+    x = spec.images(x)
     # As it lies where its input features stand last, else in rows of its features.
     lies = as_it_lies(problem)
     order = (*taps, feature, in_feature) if lies else (in_feature, *taps, feature)
@@ -134,7 +133,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         edges = []
         for axis, t in zip(axes, flipped, strict=True):
             first = axis.low - axis.rhs_dilation * (axis.taps - 1 - t)
-            last = axis.outputs - dilated(axis.size, axis.lhs_dilation) - first
+            last = axis.outputs - axis.spread_size - first
             edges.append((first, last, axis.lhs_dilation - 1))
         return spread(Z, [(0, 0, 0), *edges, (0, 0, 0)])
 
@@ -145,7 +144,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         if y is not None:  # the next part waits for the one before
             x, y = lax.optimization_barrier((x, y))
         Z = product(start, start + size)
-        whole = (slice(None),) * (1 + len(spatial))
+        whole = (slice(None),) * (1 + len(axes))
         terms = [
             placed(Z[(*whole, t, *rest)], start + t, *rest)
             for t, *rest in np.ndindex(size, *others)

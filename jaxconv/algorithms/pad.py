@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import padded_bytes
-from jaxconv.spec import ConvProblem
+from jaxconv.algorithms.windows import edges_at, padded_bytes
+from jaxconv.spec import ConvProblem, ConvSpec
 
 COPY = 8 << 20
 """Bytes of x with its zeros up to which they are laid around it for XLA's sake."""
@@ -50,13 +50,16 @@ def mends(problem: ConvProblem) -> bool:
     return exchanged and padded_bytes(problem) <= COPY
 
 
+def zeros_around(spec: ConvSpec, x: jax.Array) -> tuple[jax.Array, ConvSpec]:
+    """x̃, with all of its zeros in place, and the spec that reads it."""
+    places = spec.dimension_numbers.lhs_spec[2:]
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges_at(places, spec.edges, x.ndim))
+    rank = len(places)
+    return x, spec.replace(padding=((0, 0),) * rank, lhs_dilation=(1,) * rank)
+
+
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Pad x, then convolve without padding."""
-    spec, edges = problem.spec, [(0, 0, 0)] * x.ndim
-    for axis, (low, high) in zip(
-        spec.dimension_numbers.lhs_spec[2:], spec.padding, strict=True
-    ):
-        edges[axis] = (low, high, 0)
+    x, spec = zeros_around(problem.spec, x)
     # Else XLA takes the padding back into the convolution.
-    x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))
-    return conv(spec.replace(padding=((0, 0),) * len(spec.padding)), x, kernel)
+    return conv(spec, lax.optimization_barrier(x), kernel)

@@ -123,12 +123,10 @@ def _blocks(problem: ConvProblem) -> tuple[int, int]:
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply the patches block by block."""
     spec, axes = problem.spec, axes_of(problem)
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
-    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     G = spec.feature_group_count
-    x = x.transpose(batch, *spatial, channel)
+    x = spec.images(x)
     x = entries(x.reshape(*x.shape[:-1], G, -1), 2)  # [N·I, G, C/G]
-    kernel = kernel.transpose(*taps, in_feature, feature)
+    kernel = spec.filters(kernel)
     f = kernel.shape[-1] // G
     kernel = written(kernel.reshape(-1, G, f).swapaxes(0, 1))  # [G, t·c, f]
     positions = (problem.batch, *problem.output_spatial)

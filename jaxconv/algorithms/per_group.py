@@ -26,11 +26,10 @@ from jaxconv.algorithms.blocks import (
     stacked,
     zeros,
 )
-from jaxconv.algorithms.channels_last import in_order
 from jaxconv.algorithms.order import written
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import countable, transposed
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import ConvProblem, in_order
 
 BLOCK = 4 << 20
 """Bytes that are transposed at a time; not more than twice this for one image."""
@@ -62,12 +61,12 @@ def cost(problem: ConvProblem) -> float:
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Convolve group by group."""
     spec, G = problem.spec, problem.spec.feature_group_count
-    batch, channel, *spatial = spec.dimension_numbers.lhs_spec
-    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    x = x.transpose(batch, *spatial, channel)
-    kernel = _groups_first(kernel.transpose(*taps, in_feature, feature), G)
+    x = spec.images(x)
+    kernel = _groups_first(spec.filters(kernel), G)
     single = spec.replace(
-        feature_group_count=1, members=1, dimension_numbers=in_order(len(spatial))
+        feature_group_count=1,
+        members=1,
+        dimension_numbers=in_order(len(problem.x_spatial)),
     )
     count, size = blocks_of(len(x), max(BLOCK // _image(problem), 1))
 

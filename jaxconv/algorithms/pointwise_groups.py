@@ -85,9 +85,8 @@ def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> ja
 
 def _by_rows(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The products of some rows at a time."""
-    batch, channel, *spatial = problem.spec.dimension_numbers.lhs_spec
     groups, f, c = kernel.shape
-    x = x.transpose(batch, *spatial, channel).reshape(-1, groups, c)
+    x = problem.spec.images(x).reshape(-1, groups, c)
     row = groups * max(c, f) * problem.dtype.itemsize
     count, size = 1, len(x)
     if row * size > 2 * BLOCK:

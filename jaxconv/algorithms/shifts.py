@@ -57,10 +57,9 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     """Add up the shifted copies in the order of x's axes."""
     spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
-    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     # Reads that are fused with the padding have a branch for each entry.
     x = lax.optimization_barrier(spanned(x, spatial, axes))
-    kernel = kernel.transpose(*taps, in_feature, feature).astype(sums)  # [*K, 1, C]
+    kernel = spec.filters(kernel).astype(sums)  # [*K, 1, C]
     per_channel = [1] * x.ndim
     per_channel[channel] = problem.features
 

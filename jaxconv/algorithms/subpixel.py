@@ -44,7 +44,7 @@ from jax import lax
 from jaxconv.algorithms import direct, empty
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import Axis, axes_of, transposed
-from jaxconv.spec import ConvProblem
+from jaxconv.spec import ConvProblem, in_order
 
 
 class Phases(NamedTuple):
@@ -122,8 +122,8 @@ def phases(
     count = repeats(shift)
     # A period cut short at `outputs` has Q = 1, where any stride will do.
     window_stride = stride * period // lhs_dilation if count > 1 else 1
-    reach = window_stride * (count - 1) + first + dilation * steps
-    padding = -first, reach - (size - 1)
+    of_phases = Axis(size, 1 + steps, count, window_stride, -first, 1, dilation)
+    padding = of_phases.low, of_phases.high
     return Phases(table, count, window_stride, dilation, padding, shift)
 
 
@@ -248,12 +248,11 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     if len(axes) < len(solved):  # an axis on which every tap meets inserted zeros
         return jnp.zeros(problem.output_shape, problem.output_dtype)
     rank, groups = len(axes), spec.groups
-    features = problem.kernel_shape[spec.dimension_numbers.rhs_spec[0]]
+    features = problem.features
     counts = [axis.repeats for axis in axes]
     periods, windows = zip(*(axis.taps.shape for axis in axes), strict=True)
 
-    feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    kernel = kernel.transpose(*taps, in_feature, feature)
+    kernel = spec.filters(kernel)
     kernel = kernel.reshape(-1, kernel.shape[-2], groups, features // groups)
     kernel = jnp.pad(kernel, ((0, 1), *[(0, 0)] * 3))  # the tap that there is not
     # To [*w, C, G, *r, F/G], all axes at once, so that k' is written only once.
@@ -272,10 +271,8 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
             padding=tuple(axis.padding for axis in axes),
             lhs_dilation=(1,) * rank,
             rhs_dilation=tuple(axis.dilation for axis in axes),
-            dimension_numbers=lax.ConvDimensionNumbers(
-                spec.dimension_numbers.lhs_spec,
-                (rank + 1, rank, *range(rank)),
-                (0, rank + 1, *range(1, rank + 1)),
+            dimension_numbers=in_order(rank)._replace(
+                lhs_spec=spec.dimension_numbers.lhs_spec
             ),
         ),
         x,

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import Axis, axes_of, every
+from jaxconv.algorithms.windows import Axis, axes_of, edges_at, every
 from jaxconv.spec import ConvProblem
 
 
@@ -53,12 +53,12 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     kernel = every(kernel, places, starts, counts, [1] * len(taps))
     trimmed = map(_padding, axes, taps, outputs)
     y = conv(spec.replace(padding=tuple(trimmed)), x, kernel)
-    around = [(0, 0, 0)] * y.ndim
-    for place, axis, left in zip(
-        spec.dimension_numbers.out_spec[2:], axes, outputs, strict=True
-    ):
-        around[place] = (left.start, axis.outputs - left.stop, 0)
-    return lax.pad(y, jnp.zeros((), y.dtype), around)
+    around = [
+        (left.start, axis.outputs - left.stop, 0)
+        for axis, left in zip(axes, outputs, strict=True)
+    ]
+    edges = edges_at(spec.dimension_numbers.out_spec[2:], around, y.ndim)
+    return lax.pad(y, jnp.zeros((), y.dtype), edges)
 
 
 def _taps(axis: Axis) -> range:
@@ -82,5 +82,4 @@ def _meeting(axis: Axis, step: int, count: int, others: int, number: int) -> ran
 def _padding(axis: Axis, taps: range, outputs: range) -> tuple[int, int]:
     """(p', high), with which the outputs that are left are all."""
     low = axis.low - axis.stride * outputs.start - axis.rhs_dilation * taps.start
-    reach = axis._replace(taps=len(taps), outputs=len(outputs)).reach
-    return low, reach - axis.spread_size - low
+    return low, axis._replace(taps=len(taps), outputs=len(outputs), low=low).high

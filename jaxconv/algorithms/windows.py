@@ -42,6 +42,10 @@ LANES = 16
 """Entries of a vector of 512 bits, in float32."""
 
 
+Edge = tuple[int, int, int]
+"""(low, high, between), zeros before and after an axis, and between its entries."""
+
+
 class Axis(NamedTuple):
     """The geometry along one spatial axis: I, K, O, s, p, L, d."""
 
@@ -76,9 +80,14 @@ class Axis(NamedTuple):
         return self.lhs_dilation // math.gcd(self.stride, self.lhs_dilation)
 
     @property
+    def high(self) -> int:
+        """Zeros after the dilated input up to the last window's end, or less than 0."""
+        return self.reach - self.low - self.spread_size
+
+    @property
     def edges(self) -> tuple[int, int]:
         """How many zeros lie before and after the dilated input, within a window."""
-        return max(self.low, 0), max(self.reach - self.low - self.spread_size, 0)
+        return max(self.low, 0), max(self.high, 0)
 
     @property
     def is_inside(self) -> bool:
@@ -152,7 +161,7 @@ def unravel(index: Index, sizes: Sequence[int]) -> list[Index]:
     return [index, *coordinates[::-1]]
 
 
-def spread(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+def spread(x: jax.Array, edges: Sequence[Edge]) -> jax.Array:
     """`lax.pad` with zeros, cropped after it where edges are negative.
 
     XLA's partitioner crashes where it is to do both at once. What is cropped
@@ -170,6 +179,19 @@ def spread(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
         for size, start, (_, high, _) in zip(x.shape, starts, edges, strict=True)
     ]
     return lax.slice(x, starts, stops)
+
+
+def edges_at(places: Sequence[int], edges: Sequence[Edge], rank: int) -> list[Edge]:
+    """Edges of the axes at some places, and none of the others, as `lax.pad` has them.
+
+    Example:
+      >>> edges_at([2], [(1, 3, 0)], 3)
+      [(0, 0, 0), (0, 0, 0), (1, 3, 0)]
+    """
+    all_edges = [(0, 0, 0)] * rank
+    for place, edge in zip(places, edges, strict=True):
+        all_edges[place] = edge
+    return all_edges
 
 
 def entries(x: jax.Array, kept: int = 1) -> jax.Array:
@@ -378,10 +400,8 @@ def spanned(x: jax.Array, places: Sequence[int], axes: Sequence[Axis]) -> jax.Ar
       places: where its spatial axes stand.
       axes: their geometry.
     """
-    edges = [(0, 0, 0)] * x.ndim
-    for place, axis in zip(places, axes, strict=True):
-        edges[place] = (axis.low, axis.reach - axis.size - axis.low, 0)
-    return spread(x, edges)
+    edges = [(axis.low, axis.high, 0) for axis in axes]
+    return spread(x, edges_at(places, edges, x.ndim))
 
 
 def every(
@@ -445,7 +465,6 @@ def countable(problem: ConvProblem) -> bool:
 
 def transposed(problem: ConvProblem) -> int:
     """Entries of x and of y whose channels do not stand last."""
-    x_axes, _, y_axes = problem.spec.dimension_numbers
-    last = len(x_axes) - 1
-    moved = 0 if x_axes[1] == last else math.prod(problem.x_shape)
-    return moved + (0 if y_axes[1] == last else math.prod(problem.output_shape))
+    moved = 0 if problem.spec.channels_last else math.prod(problem.x_shape)
+    of_y = 0 if problem.spec.features_last else math.prod(problem.output_shape)
+    return moved + of_y

@@ -52,4 +52,4 @@ def cheapest(costs: dict[str, float]) -> Plan:
 def is_in_a_row(problem: ConvProblem) -> bool:
     """Whether x has a spatial axis last, as it has with the channels first."""
     x_axes = problem.spec.dimension_numbers.lhs_spec
-    return x_axes[-1] == len(x_axes) - 1
+    return max(x_axes[2:], default=0) == len(x_axes) - 1

@@ -136,9 +136,8 @@ def _depthwise(problem: ConvProblem) -> Plan | None:
     known = depthwise.applies(problem) and problem.channels == 1
     if not known or not 1 < terms <= depthwise.TERMS:
         return None
-    x_axes = spec.dimension_numbers.lhs_spec
     single = problem.features == spec.groups
-    if x_axes[1] != len(x_axes) - 1:
+    if not spec.channels_last:
         if shifts.applies(problem):
             return Plan("shifts", "one channel per group, in the order of the axes")
         if rank > 1:

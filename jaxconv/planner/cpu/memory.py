@@ -102,10 +102,10 @@ def _by_images(problem: ConvProblem, chosen: Plan) -> Plan:
 
 def _is_moved(problem: ConvProblem) -> bool:
     """Whether XLA moves the features of y, which is not too large, without groups."""
-    first = problem.spec.dimension_numbers.out_spec[1] < len(problem.x_shape) - 1
+    moved = problem.spec.groups == 1 and not problem.spec.features_last
     y_size = math.prod(problem.output_shape)
-    small = y_size * problem.dtype.itemsize <= COPY and problem.spec.groups == 1
-    return first and small and subpixel.phase_entries(problem) < CUT * y_size
+    small = y_size * problem.dtype.itemsize <= COPY
+    return moved and small and subpixel.phase_entries(problem) < CUT * y_size
 
 
 def is_whole(problem: ConvProblem, algorithm: str) -> bool:

@@ -91,10 +91,8 @@ def _is_sum(problem: ConvProblem) -> bool:
     geometric mean, 0.92 at least, 2.5 at most, and 1.23 on jax 0.10.2 (AMD EPYC without
     AVX-512). In two axes YNNPACK's routine takes up to twice as long as the product.
     """
-    last = len(problem.x_shape) - 1
     single = problem.features == 1 and len(problem.x_spatial) in (1, 3)
-    in_order = problem.spec.dimension_numbers.lhs_spec[1] == last
-    known = single and in_order and is_fast(problem.dtype)
+    known = single and problem.spec.channels_last and is_fast(problem.dtype)
     return known and product.is_pointwise(problem)
 
 
