@@ -307,11 +307,24 @@ class ConvProblem:
         return 2 * products // math.prod(dilation)
 
     @property
+    def x_bytes(self) -> int:
+        """Bytes of the input."""
+        return math.prod(self.x_shape) * self.dtype.itemsize
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Bytes of the kernel."""
+        return math.prod(self.kernel_shape) * self.dtype.itemsize
+
+    @property
+    def y_bytes(self) -> int:
+        """Bytes of the result."""
+        return math.prod(self.output_shape) * self.output_dtype.itemsize
+
+    @property
     def bytes(self) -> int:
         """Bytes of the two operands and of the result."""
-        operands = math.prod(self.x_shape) + math.prod(self.kernel_shape)
-        result = math.prod(self.output_shape) * self.output_dtype.itemsize
-        return operands * self.dtype.itemsize + result
+        return self.x_bytes + self.kernel_bytes + self.y_bytes
 
     @property
     def taps(self) -> int:

@@ -194,6 +194,38 @@ def stacked(
     return loop(number, write, zeros((number, *shape), dtype, x))
 
 
+def parted(
+    x: jax.Array,
+    blocks: tuple[int, int],
+    part: Callable,
+    shape: Sequence[int],
+    dtype: Any,
+    *,
+    routine: bool = True,
+) -> jax.Array:
+    """``part(x[b])`` for blocks of x along its first axis, one behind the other.
+
+    Args:
+      x: an array.
+      blocks: (number, size) of them, of which the last is moved back to end with x.
+      part: of a block, as many results as it has entries.
+      shape: of a result.
+      dtype: of a result.
+      routine: whether a part calls a routine anyway.
+
+    Example:
+      >>> parted(jnp.arange(5), (3, 2), lambda part: 2 * part, (), np.int32).tolist()
+      [0, 2, 4, 6, 8]
+    """
+    (count, size), total = blocks, x.shape[0]  # which may be symbolic
+
+    def write(index: jax.Array, y: jax.Array) -> jax.Array:
+        start, *_ = block(index, count, size, total)
+        return put(y, part(cut(x, {0: (start, size)})), {0: start})
+
+    return loop(count, write, zeros((total, *shape), dtype, x), routine=routine)
+
+
 def summed(
     number: int, term: Callable, shape: Sequence[int], dtype: Any, x: jax.Array
 ) -> jax.Array:

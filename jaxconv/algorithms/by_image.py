@@ -10,14 +10,13 @@ x and of y, and costs a copy of these; planners know what theirs cost more in a 
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.blocks import blocks_of, parted
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import countable
 from jaxconv.spec import ConvProblem, is_static
@@ -46,8 +45,7 @@ def image_bytes(problem: ConvProblem) -> int:
     """
     depthwise = problem.spec.groups > 1 and problem.channels == 1
     copies = problem.features // problem.spec.groups if depthwise else 1
-    entries = max(copies * math.prod(problem.x_shape), math.prod(problem.output_shape))
-    return entries // problem.batch * problem.dtype.itemsize
+    return max(copies * problem.x_bytes, problem.y_bytes) // problem.batch
 
 
 def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
@@ -75,15 +73,14 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     x_axes, _, y_axes = problem.spec.dimension_numbers
     (x_order, _), (y_order, _) = map(_images_first, (x_axes, y_axes))
     count, one = of_block(problem)
-    x = x.transpose(x_order)
-
-    def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        start, *_ = block(index, count, one.batch, problem.batch)
-        images = cut(x, {0: (start, one.batch)})
-        return put(y, conv(one.spec, images, kernel), {0: start})
-
-    shape = [problem.output_shape[axis] for axis in y_order]
-    y = loop(count, write, zeros(shape, problem.output_dtype, x), routine=False)
+    y = parted(
+        x.transpose(x_order),
+        (count, one.batch),
+        lambda images: conv(one.spec, images, kernel),
+        [problem.output_shape[axis] for axis in y_order[1:]],
+        problem.output_dtype,
+        routine=False,
+    )
     return y.transpose(np.argsort(y_order))
 
 

@@ -16,7 +16,6 @@ neighbouring blocks both read.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +48,7 @@ def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
 def _rows(problem: ConvProblem) -> int:
     """Rows of y in a block: whole periods."""
     axis = axes_of(problem)[0]
-    entries = max(math.prod(problem.x_shape), math.prod(problem.output_shape))
-    row = entries * problem.dtype.itemsize // axis.outputs
+    row = max(problem.x_bytes, problem.y_bytes) // axis.outputs
     most = max(BLOCK // (row * axis.period), 1)
     return blocks_of(axis.outputs // axis.period, most)[1] * axis.period
 

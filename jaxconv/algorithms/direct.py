@@ -183,8 +183,7 @@ def grouped_cost(problem: ConvProblem) -> float:
     groups, and to 11 layers' gradients of 8 to 1024 single examples.
     """
     G = problem.spec.feature_group_count
-    reads = problem.batch * problem.outputs * G
-    reads *= problem.taps
+    reads = problem.batch * problem.outputs * problem.taps * G
     size = math.prod(problem.x_shape) + math.prod(problem.output_shape)
     copied = 0.2e-9 * size + 0.35e-9 * transposed(problem)
     if problem.channels == 1 and len(problem.x_spatial) < 3:

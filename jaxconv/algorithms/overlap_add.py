@@ -58,10 +58,10 @@ def applies(problem: ConvProblem) -> bool:
     spec, taps = problem.spec, problem.taps
     if spec.groups > 1 or not countable(problem) or spec.is_strided:
         return False
-    held = _entries(problem) // _parts(problem)
+    held = _bytes(problem) // _parts(problem)
     if not as_it_lies(problem):
-        held += math.prod(problem.kernel_shape)
-    return taps <= TAPS and held * problem.dtype.itemsize <= PART
+        held += problem.kernel_bytes
+    return taps <= TAPS and held <= PART
 
 
 def as_it_lies(problem: ConvProblem) -> bool:
@@ -76,9 +76,14 @@ def _entries(problem: ConvProblem) -> int:
     return rows * problem.taps * problem.features
 
 
+def _bytes(problem: ConvProblem) -> int:
+    """Bytes of Z, which is of the dtype of sums."""
+    return _entries(problem) * accumulator(problem).itemsize
+
+
 def _parts(problem: ConvProblem) -> int:
     """In how many parts Z is written."""
-    small = _entries(problem) * problem.dtype.itemsize <= WHOLE
+    small = _bytes(problem) <= WHOLE
     width = problem.features * math.prod(problem.kernel_spatial[1:])
     return 1 if small or width < WIDTH else problem.kernel_spatial[0]
 

@@ -169,4 +169,4 @@ def _image_bytes(problem: ConvProblem) -> int:
 def _slice_bytes(problem: ConvProblem) -> int:
     """Bytes of a slice of Z."""
     flat = _flat(problem)
-    return math.prod(flat.output_shape[1:]) * problem.dtype.itemsize
+    return math.prod(flat.output_shape[1:]) * accumulator(problem).itemsize

@@ -118,24 +118,42 @@ class Rates(NamedTuple):
     alone: float
     move: float
     product: float
-    weight: float = 0.0
-    sum: float = 0.0
+    weight: float
+    sum: float
 
 
 _XEON = Rates(
-    *(3.1e-5, 2.4e-9, 0.47e-9, 0.37e-9, 0.6e-9, 6.1e-12),
-    *(0.35e-9, 0.61e-9),
+    start=3.1e-5,
+    read=2.4e-9,
+    entry=0.47e-9,
+    alone=0.37e-9,
+    move=0.6e-9,
+    product=6.1e-12,
+    weight=0.35e-9,
+    sum=0.61e-9,
 )
 RATES = {
     Processor.NARROW: Rates(
-        *(4.1e-5, 0.93e-9, 0.45e-9, 0.52e-9, 0.94e-9, 9e-12),
-        *(0.48e-9, 0.78e-9),
+        start=4.1e-5,
+        read=0.93e-9,
+        entry=0.45e-9,
+        alone=0.52e-9,
+        move=0.94e-9,
+        product=9e-12,
+        weight=0.48e-9,
+        sum=0.78e-9,
     ),
     Processor.WIDE: _XEON,
     Processor.HALVED: _XEON,
     Processor.WIDE_AMD: Rates(
-        *(2.1e-5, 0.44e-9, 0.3e-9, 0.3e-9, 0.23e-9, 2.1e-12),
-        *(0.57e-9, 0.4e-9),
+        start=2.1e-5,
+        read=0.44e-9,
+        entry=0.3e-9,
+        alone=0.3e-9,
+        move=0.23e-9,
+        product=2.1e-12,
+        weight=0.57e-9,
+        sum=0.4e-9,
     ),
 }
 """Measured on 2 cores each, jax 0.12.0.1.

@@ -18,13 +18,9 @@ import jax.numpy as jnp
 
 from jaxconv.algorithms.blocks import (
     at,
-    block,
     blocks_of,
-    cut,
-    loop,
-    put,
+    parted,
     stacked,
-    zeros,
 )
 from jaxconv.algorithms.order import written
 from jaxconv.algorithms.protocol import Conv
@@ -52,8 +48,7 @@ def cost(problem: ConvProblem) -> float:
     f = problem.features / G
     moved += 0.64e-9 * math.prod(problem.output_shape) / min(1.0, f / 4)
     moved += 0.25e-9 * transposed(problem)
-    reads = problem.batch * problem.outputs * G
-    reads *= problem.taps
+    reads = problem.batch * problem.outputs * problem.taps * G
     read = 0.7e-9 + 0.14e-9 * problem.channels + (1e-9 if problem.channels < 8 else 0.0)
     return 2.1e-5 + 2.8e-6 * G + moved + read * reads
 
@@ -68,11 +63,10 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         members=1,
         dimension_numbers=in_order(len(problem.x_spatial)),
     )
-    count, size = blocks_of(len(x), max(BLOCK // _image(problem), 1))
+    blocks = blocks_of(len(x), max(BLOCK // _image(problem), 1))
 
-    def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        start, *_ = block(index, count, size, len(x))
-        images = _groups_first(cut(x, {0: (start, size)}), G)
+    def of_images(images: jax.Array) -> jax.Array:
+        size, images = len(images), _groups_first(images, G)
 
         def of_group(group: jax.Array) -> jax.Array:
             return conv(single, *(at(array, group) for array in (images, kernel)))
@@ -80,13 +74,10 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
         shape = size, *problem.output_spatial, problem.features // G
         part = stacked(G, of_group, shape, problem.output_dtype, x)
         part = jnp.moveaxis(part, 0, -2)  # [n, *O, G, F/G]
-        part = part.reshape(*part.shape[:-2], -1)
-        return put(y, part, {0: start})
+        return part.reshape(*part.shape[:-2], -1)
 
-    shape = (len(x), *problem.output_spatial, problem.features)
-    y = zeros(shape, problem.output_dtype, x)
-    y = loop(count, write, y)
-    return spec.laid_out(y)
+    shape = *problem.output_spatial, problem.features
+    return spec.laid_out(parted(x, blocks, of_images, shape, problem.output_dtype))
 
 
 def _groups_first(array: jax.Array, groups: int) -> jax.Array:
@@ -97,5 +88,4 @@ def _groups_first(array: jax.Array, groups: int) -> jax.Array:
 
 def _image(problem: ConvProblem) -> int:
     """Bytes of one image of x and of y, which are transposed together."""
-    entries = math.prod(problem.x_shape) + math.prod(problem.output_shape)
-    return entries * problem.dtype.itemsize // problem.batch
+    return (problem.x_bytes + problem.y_bytes) // problem.batch

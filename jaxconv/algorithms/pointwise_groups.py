@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.blocks import blocks_of, parted
 from jaxconv.algorithms.protocol import Conv
 from jaxconv.algorithms.windows import accumulator, axes_of, countable, spanned
 from jaxconv.spec import ConvProblem
@@ -47,9 +47,8 @@ def is_apart(problem: ConvProblem) -> bool:
     x_axes, _, y_axes = problem.spec.dimension_numbers
     in_place = x_axes == y_axes == tuple(range(len(x_axes)))
     weights = problem.channels * problem.features
-    points = problem.outputs
     rows = problem.channels * problem.spec.groups + problem.features
-    return in_place and 4 * weights <= points * rows
+    return in_place and 4 * weights <= problem.outputs * rows
 
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
@@ -87,10 +86,7 @@ def _by_rows(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array
     """The products of some rows at a time."""
     groups, f, c = kernel.shape
     x = problem.spec.images(x).reshape(-1, groups, c)
-    row = groups * max(c, f) * problem.dtype.itemsize
-    count, size = 1, len(x)
-    if row * size > 2 * BLOCK:
-        count, size = blocks_of(size, max(BLOCK // row, 1))
+    row = max(problem.x_bytes, problem.y_bytes) // len(x)
 
     def product(rows: jax.Array) -> jax.Array:
         part = lax.dot_general(
@@ -102,14 +98,10 @@ def _by_rows(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array
         )  # [G, rows, f]
         return part.swapaxes(0, 1).astype(problem.output_dtype)
 
-    def write(index: jax.Array, y: jax.Array) -> jax.Array:
-        start, *_ = block(index, count, size, len(x))
-        part = product(cut(x, {0: (start, size)}))
-        return put(y, part, {0: start})
-
-    if count == 1:
-        y = product(x)
+    if row * len(x) > 2 * BLOCK:
+        blocks = blocks_of(len(x), max(BLOCK // row, 1))
+        y = parted(x, blocks, product, (groups, f), problem.output_dtype)
     else:
-        y = loop(count, write, zeros((len(x), groups, f), problem.output_dtype, x))
+        y = product(x)
     shape = problem.batch, *problem.output_spatial, groups * f
     return problem.spec.laid_out(y.reshape(shape))

@@ -36,8 +36,16 @@ class Algorithm(Protocol):
 
 
 class Costed(Algorithm, Protocol):
-    """An algorithm that planners weigh against others."""
+    """An algorithm whose cost is told in the time of one processor on all of them."""
 
     def cost(self, problem: ConvProblem) -> float:
         """Seconds, about, that `run` takes."""
+        ...
+
+
+class Divided(Algorithm, Protocol):
+    """An algorithm that leaves blocks of its problem to others, one by one."""
+
+    def of_block(self, problem: ConvProblem) -> tuple[int, ConvProblem]:
+        """How many blocks there are, and the problem of one."""
         ...

@@ -78,8 +78,8 @@ def rule(problem: ConvProblem) -> Plan | None:
 
 def _is_gradient(problem: ConvProblem) -> bool:
     """Whether it is a kernel gradient of a layer without groups."""
-    taps, outputs = problem.taps, problem.outputs
-    return problem.spec.groups == 1 and problem.is_kernel_gradient and taps > outputs
+    several = problem.is_kernel_gradient and problem.taps > problem.outputs
+    return several and problem.spec.groups == 1
 
 
 def _transposed_gradient(problem: ConvProblem) -> Plan | None:

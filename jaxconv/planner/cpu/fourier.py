@@ -66,7 +66,7 @@ def rule(
         rows, part = by_rows.of_block(problem)
         if 1 < rows < SPLIT * fourier.cost(problem) / fourier.cost(part):
             algorithm, count, one = "by_rows", rows, part
-    if count == 1 and not _fits(one, at_most=2 * _operand_bytes(one)):
+    if count == 1 and not _fits(one, at_most=2 * (one.x_bytes + one.kernel_bytes)):
         return None
     slower, sums_slower = LONGER[processor]
     seconds = slower * count * fourier.cost(one)
@@ -96,13 +96,8 @@ def _fits(problem: ConvProblem, at_most: int = 0) -> bool:
     ms, otherwise 614 ms and 64 MB (AMD EPYC with AVX-512).
     """
     block = max(fourier.group_bytes(problem), fourier.BLOCK)
-    return block <= max(3 * fourier.BLOCK - _operand_bytes(problem), at_most)
-
-
-def _operand_bytes(problem: ConvProblem) -> int:
-    """Bytes of x and of the kernel."""
-    entries = math.prod(problem.x_shape) + math.prod(problem.kernel_shape)
-    return entries * problem.dtype.itemsize
+    copied = problem.x_bytes + problem.kernel_bytes
+    return block <= max(3 * fourier.BLOCK - copied, at_most)
 
 
 def _sums(problem: ConvProblem) -> float:

@@ -87,7 +87,6 @@ def partitioned(problem: ConvProblem) -> Plan | None:
     over, may be spread: each of its points would be a sum over devices.
     """
     several = max(problem.channels, problem.features // problem.spec.groups) > 1
-    taps, outputs = problem.taps, problem.outputs
-    if by_tap.applies(problem) and several and taps <= outputs:
+    if by_tap.applies(problem) and several and problem.taps <= problem.outputs:
         return Plan("by_tap", "XLA gathers the images of groups, but not for products")
     return None

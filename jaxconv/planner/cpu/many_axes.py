@@ -87,9 +87,8 @@ def rule(problem: ConvProblem, processor: Processor) -> Plan | None:
     if loops:
         known = patches.applies(problem)
         return Plan("patches", "XLA:CPU has no routine for it") if known else None
-    taps = problem.taps
     if rank < 3 or not fold_depth.applies(problem):
         return None
-    if taps == 1 or math.prod(problem.output_spatial[1:]) < SLICE:
+    if problem.taps == 1 or math.prod(problem.output_spatial[1:]) < SLICE:
         return Plan("patches", "slices too small to convolve one by one")
     return Plan("fold_depth", "XLA:CPU has a fast path for two spatial axes")
