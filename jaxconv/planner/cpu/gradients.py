@@ -1,8 +1,5 @@
 """Kernel gradients: windows with more points than the output has."""
 
-import functools
-import math
-
 import jax
 
 from jaxconv.algorithms import (
@@ -69,8 +66,25 @@ fastest, and 1.04 with `NEARLY` (AMD EPYC without AVX-512).
 """
 
 
+def of_depthwise(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
+    """Kernel gradients of depthwise layers, whether or not vmap has made their groups.
+
+    Over 220 random ones the choice takes 1.2 times as long as the best, 1.4 times
+    without the costs, and stock, which computes all pairs of groups, 10 times.
+    """
+    if not _is_depthwise_gradient(problem) or _has_many_outputs(problem):
+        return None
+    of_channels, others = _of_channels(problem, processor), {}
+    if patches_gradient.applies(problem):
+        others = _of_products(problem, processor, plan)
+    chosen = cheapest(of_channels | others)
+    # Not all processors' times of channels are known.
+    own_time = processor in SLOWER or chosen.algorithm not in of_channels
+    return chosen._replace(own_time=own_time)
+
+
 def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
-    """Windows with more points than the output has: kernel gradients.
+    """Windows with more points than the output has: all other kernel gradients.
 
     Which is the fastest depends on channels, features, images and cache as the costs
     say; stock is 1.5 times faster to 20 times slower. The taps of strided layers'
@@ -84,55 +98,73 @@ def rule(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
     the choice takes 1.66 times as long as the best without that product, and 1.14 with
     it (AMD EPYC without AVX-512).
     """
-    spec = problem.spec
-    taps, outputs = problem.taps, problem.outputs
-    own = spec.batch_group_count == 1  # else XLA:CPU computes all pairs of groups
-    of_channels = _of_depthwise_gradient(problem, processor)
-    fastest = functools.partial(_fastest, of_channels, processor)
-    if not patches_gradient.applies(problem):
-        return fastest({}) if of_channels else None
-    if own:
-        if outputs >= (16 * taps if problem.is_kernel_gradient else taps / 4):
-            return None
-        if outputs == 1 and spec.is_kernel_dilated:
-            if not of_channels:
-                return Plan("patches_gradient", "a product of strided entries")
-            return fastest(_by_patches(problem, processor))
-        if is_complex(problem.dtype) and len(problem.x_spatial) > 2:
-            return Plan("patches_gradient", "XLA:CPU crashes on some complex ones")
-    elif depthwise_gradient.applies(problem) and not of_channels:
-        if problem.features < LANES:
-            return None  # phases, for few pairs in at most two dimensions
-    costs = _by_patches(problem, processor)
+    if _is_depthwise_gradient(problem) or not patches_gradient.applies(problem):
+        return None
+    # Phases, for few pairs in at most two dimensions.
+    of_phases = depthwise_gradient.applies(problem) and problem.features < LANES
+    if _has_many_outputs(problem) or (problem.spec.groups > 1 and of_phases):
+        return None
+    costs = _of_products(problem, processor, plan)
+    return cheapest(costs)._replace(own_time=True)
+
+
+def _has_many_outputs(problem: ConvProblem) -> bool:
+    """Whether it is a layer rather than a kernel gradient, of no groups."""
+    taps = problem.taps
+    most = 16 * taps if problem.is_kernel_gradient else taps / 4
+    return problem.spec.groups == 1 and problem.outputs >= most
+
+
+def _of_products(
+    problem: ConvProblem, processor: Processor, plan: Rule
+) -> dict[str, float]:
+    """Costs of matrix products, those of XLA's routine among them."""
+    spec, costs = problem.spec, _by_patches(problem, processor)
     exchanged = swap.swapped_problem(problem)
-    if not own and depthwise_gradient.applies(exchanged):
+    if spec.groups > 1:
+        return costs | _of_groups(problem, exchanged, processor, plan)
+    # Of complex ones XLA:CPU crashes on some.
+    crashes = is_complex(problem.dtype) and len(problem.x_spatial) > 2
+    if crashes or (problem.outputs == 1 and spec.is_kernel_dilated):
+        return costs
+    costs |= _of_exchanged(exchanged, processor)
+    alone = _by_xla(problem, processor) + crop.slice_cost(problem)
+    costs["direct"] = NEARLY * alone
+    small = problem.taps <= WINDOW
+    if small and not problem.is_kernel_gradient and patches.applies(problem):
+        # In the processor's own time, as the other costs are.
+        product = patches_gradient.RATES[processor].product
+        costs["patches"] = patches.dense_cost(problem, processor, product)
+    return costs
+
+
+def _of_groups(
+    problem: ConvProblem, exchanged: ConvProblem, processor: Processor, plan: Rule
+) -> dict[str, float]:
+    """Costs of groups besides patches: exchanged, or block by block.
+
+    XLA:CPU itself computes all pairs of groups.
+    """
+    if depthwise_gradient.applies(exchanged):
+        costs = {}
         inner = plan(exchanged) if _is_worth_exchanging(problem, exchanged) else None
         if inner is not None and inner.seconds is not None:
             costs["swap"] = inner.seconds
-    elif patches_gradient.applies(exchanged) and not larger_windows.rule(exchanged):
-        costs["swap"] = min(_by_patches(exchanged, processor).values())
-    if own:
-        alone = _by_xla(problem, processor) + crop.slice_cost(problem)
-        costs["direct"] = NEARLY * alone
-        small = taps <= WINDOW
-        if small and not problem.is_kernel_gradient and patches.applies(problem):
-            # In the processor's own time, as the other costs are.
-            product = patches_gradient.RATES[processor].product
-            costs["patches"] = patches.dense_cost(problem, processor, product)
-    elif is_in_a_row(problem):
+    else:
+        costs = _of_exchanged(exchanged, processor)
+    if is_in_a_row(problem):
         costs |= _by_blocks_of_groups(problem, plan)
     elif processor.prefers_blocks and _is_spread(problem):
-        costs["by_groups"] = costs["patches_gradient"] / BLOCKED
-    return fastest(costs)
+        by_patches = patches_gradient.cost(problem, processor)
+        costs["by_groups"] = by_patches / BLOCKED
+    return costs
 
 
-def _fastest(
-    of_channels: dict[str, float], processor: Processor, others: dict[str, float]
-) -> Plan:
-    """The algorithm of least cost. Not all processors' times of channels are known."""
-    chosen = cheapest(of_channels | others)
-    own_time = processor in SLOWER or chosen.algorithm not in of_channels
-    return chosen._replace(own_time=own_time)
+def _of_exchanged(exchanged: ConvProblem, processor: Processor) -> dict[str, float]:
+    """Cost of the exchanged operands' products of patches."""
+    if not patches_gradient.applies(exchanged) or larger_windows.rule(exchanged):
+        return {}
+    return {"swap": min(_by_patches(exchanged, processor).values())}
 
 
 def _by_xla(problem: ConvProblem, processor: Processor) -> float:
@@ -147,15 +179,6 @@ def _by_xla(problem: ConvProblem, processor: Processor) -> float:
     if IS_EIGEN:
         seconds *= 0.6 if processor is Processor.WIDE else 0.75
     return seconds
-
-
-def of_depthwise(problem: ConvProblem, processor: Processor, plan: Rule) -> Plan | None:
-    """Kernel gradients of depthwise layers, whether or not vmap has made their groups.
-
-    Over 220 random ones the choice takes 1.2 times as long as the best, 1.4 times
-    without the costs, and stock, which computes all pairs of groups, 10 times.
-    """
-    return rule(problem, processor, plan) if _is_depthwise_gradient(problem) else None
 
 
 def _is_depthwise_gradient(problem: ConvProblem) -> bool:
@@ -187,12 +210,8 @@ def _is_worth_exchanging(problem: ConvProblem, exchanged: ConvProblem) -> bool:
     return undilated and not depthwise_gradient.applies(problem)
 
 
-def _of_depthwise_gradient(
-    problem: ConvProblem, processor: Processor
-) -> dict[str, float]:
-    """Costs, where they are known, of what multiplies no pairs but each channel's."""
-    if not _is_depthwise_gradient(problem):
-        return {}
+def _of_channels(problem: ConvProblem, processor: Processor) -> dict[str, float]:
+    """Costs of what multiplies no pairs but each channel's, of depthwise ones."""
     costs, G = {}, problem.spec.groups
     if G > 1:
         costs["depthwise_gradient"] = depthwise_gradient.cost(problem)
@@ -213,9 +232,8 @@ def _of_depthwise_gradient(
 def _is_spread(problem: ConvProblem) -> bool:
     """Whether several taps read groups of few channels of a large x."""
     several = problem.batch > problem.spec.batch_group_count
-    large = math.prod(problem.x_shape) * problem.dtype.itemsize >= LARGE
-    taps = problem.outputs
-    return several and large and taps > 1 and by_groups.of_block(problem)[0] > 1
+    large = problem.x_bytes >= LARGE and problem.outputs > 1
+    return several and large and by_groups.of_block(problem)[0] > 1
 
 
 def _by_blocks_of_groups(problem: ConvProblem, plan: Rule) -> dict[str, float]:
