@@ -3,6 +3,9 @@
 import enum
 import functools
 
+LANES = 16
+"""Entries of a vector of 512 bits, in float32, and of two of 256 bits."""
+
 
 class Processor(enum.Enum):
     """Kinds of processors on which costs were measured.

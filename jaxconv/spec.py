@@ -248,6 +248,11 @@ class ConvProblem:
         return self.preferred_element_type or self.dtype
 
     @property
+    def sum_dtype(self) -> np.dtype:
+        """Dtype of the sums, until they are rounded to that of the result."""
+        return accumulation_dtype(self.output_dtype)
+
+    @property
     def exchanged_precision(self) -> Any:
         """Precision of a product whose first factor is the kernel, and x the second."""
         return exchanged(self.precision)

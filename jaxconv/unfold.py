@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 
 from jaxconv import primitive
 from jaxconv.algorithms.blocks import zeros
-from jaxconv.algorithms.windows import accumulator, spread
+from jaxconv.algorithms.padding import spread
 from jaxconv.arguments import (
     Caller,
     DimensionNumbers,
@@ -202,7 +202,7 @@ def _read(problem: ConvProblem, x: jax.Array) -> jax.Array:
     spec, taps, outputs = problem.spec, problem.kernel_spatial, problem.output_spatial
     rank = len(taps)
     # In the dtype of sums, as this is transposed into one.
-    x = spec.images(x).astype(accumulator(problem))
+    x = spec.images(x).astype(problem.sum_dtype)
     x = spread(x, [(0, 0, 0), *spec.edges, (0, 0, 0)])
     x = lax.optimization_barrier(x)  # else each read asks whether it meets a zero
     places = []
@@ -262,7 +262,7 @@ def _added_up(problem: ConvProblem, y: jax.Array) -> jax.Array:
                 (first, extent - first - dilated(size, stride), stride - 1)
             )  # negative ones drop what was read outside of x
         edges = [(0, 0, 0), *edges, (0, 0, 0)]
-        parts.append(spread(y[..., i].astype(accumulator(problem)), edges))
+        parts.append(spread(y[..., i].astype(problem.sum_dtype), edges))
     x = functools.reduce(operator.add, parts).astype(problem.dtype)
     x = x[(slice(None), *(slice(None, None, step) for step in spec.lhs_dilation))]
     batch, channel, *spatial = x_axes

@@ -3,7 +3,7 @@
 One identity per file, each a module with the two functions of `protocol.Algorithm`. It
 is handed the function that computes its smaller convolutions, so that it knows neither
 the planner nor the primitive, and algorithms nest to any depth. `protocol` says what an
-algorithm is; `blocks`, `windows` and `order` are what several of them share.
+algorithm is; `axes`, `padding`, `windows`, `blocks` and `order` are what several share.
 
 Where a file says on which processor something was measured, see `jaxconv.processor` for
 the kinds: an AMD EPYC, or one with AVX-512, and no more, is of the fifth generation,

@@ -17,9 +17,10 @@ import dataclasses
 import jax
 from jax import lax
 
+from jaxconv.algorithms.axes import countable
 from jaxconv.algorithms.blocks import block, blocks_of, cut, only, summed
+from jaxconv.algorithms.padding import padded_bytes
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import accumulator, countable, padded_bytes
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20
@@ -47,7 +48,7 @@ def of_block(problem: ConvProblem) -> tuple[int, ConvProblem]:
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up what the blocks of channels give."""
     (_, channel, *_), (_, in_feature, *_), _ = problem.spec.dimension_numbers
-    (count, one), sums = of_block(problem), accumulator(problem)
+    (count, one), sums = of_block(problem), problem.sum_dtype
     size, total = one.channels, problem.channels
 
     def term(index: jax.Array) -> jax.Array:

@@ -19,9 +19,9 @@ import jax
 from jax import lax
 
 from jaxconv.algorithms import fourier
+from jaxconv.algorithms.axes import countable
 from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import countable
 from jaxconv.spec import ConvProblem
 
 

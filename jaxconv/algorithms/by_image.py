@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import countable
 from jaxconv.algorithms.blocks import blocks_of, parted
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import countable
 from jaxconv.spec import ConvProblem, is_static
 
 BLOCK = 4 << 20

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxconv.algorithms import patches_gradient
+from jaxconv.algorithms.axes import countable
 from jaxconv.algorithms.blocks import at, stacked
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import countable, entries
+from jaxconv.algorithms.windows import entries
 from jaxconv.calculus import merge_axis, split_axis
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem

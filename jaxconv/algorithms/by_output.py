@@ -24,14 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.algorithms import depthwise_gradient
+from jaxconv.algorithms.axes import axes_of
+from jaxconv.algorithms.padding import is_small_copy, spanned
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    accumulator,
-    axes_of,
-    every,
-    is_small_copy,
-    spanned,
-)
+from jaxconv.algorithms.windows import every
 from jaxconv.spec import ConvProblem
 
 SUMS = 64
@@ -60,7 +56,7 @@ def cost(problem: ConvProblem) -> float:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up each output's products in the order of x's axes."""
-    spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
+    spec, axes, sums = problem.spec, axes_of(problem), problem.sum_dtype
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     # Axes of the kernel, in the order of those of x that they meet.
     met = dict(

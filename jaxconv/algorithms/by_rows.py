@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import axes_of, countable
 from jaxconv.algorithms.blocks import Index, blocks_of, cut, loop, put, zeros
+from jaxconv.algorithms.padding import edges_at
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import axes_of, countable, edges_at
 from jaxconv.spec import ConvProblem
 
 BLOCK = 2 << 20

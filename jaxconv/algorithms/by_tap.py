@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.axes import Axis, axes_of, countable
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import Axis, accumulator, axes_of, countable
 from jaxconv.spec import ConvProblem
 
 PRODUCTS = 64
@@ -64,7 +64,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
             kernel[tap],
             (((rank + 2,), (0,)), ((rank + 1,), (1,))),
             precision=problem.precision,
-            preferred_element_type=accumulator(problem),
+            preferred_element_type=problem.sum_dtype,
         )  # [G, N, *O, f]
         y = product if y is None else y + product
     y = jnp.moveaxis(y, 0, -2)

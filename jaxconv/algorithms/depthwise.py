@@ -24,6 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import (
+    Axis,
+    axes_of,
+    coordinates,
+    countable,
+    is_inside,
+    unravel,
+)
 from jaxconv.algorithms.blocks import (
     NEW_PAGES,
     Index,
@@ -36,23 +44,11 @@ from jaxconv.algorithms.blocks import (
     only,
     zeros,
 )
+from jaxconv.algorithms.order import transposed
+from jaxconv.algorithms.padding import padded, padded_bytes
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    LANES,
-    Axis,
-    accumulator,
-    axes_of,
-    coordinates,
-    countable,
-    entries,
-    every,
-    is_inside,
-    padded,
-    padded_bytes,
-    transposed,
-    unravel,
-    windows,
-)
+from jaxconv.algorithms.windows import entries, every, windows
+from jaxconv.processor import LANES
 from jaxconv.spec import ConvProblem
 
 TERMS, AT_ONCE = 64, 8
@@ -149,7 +145,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     x = spec.images(x)
     x = x.reshape(*x.shape[:-1], spec.feature_group_count, problem.channels)
     kernel = kernel.transpose(in_feature, *taps, feature)
-    kernel = kernel.astype(accumulator(problem))
+    kernel = kernel.astype(problem.sum_dtype)
     several = problem.channels * problem.taps > TERMS
     y = (_in_blocks if several else _unrolled)(problem, x, kernel)
     return spec.laid_out(y)

@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.axes import axes_of, coordinates, countable, is_inside, unravel
 from jaxconv.algorithms.blocks import (
     NEW_PAGES,
     block,
@@ -48,21 +49,10 @@ from jaxconv.algorithms.blocks import (
     only,
     zeros,
 )
+from jaxconv.algorithms.padding import padded_bytes, spanned
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    LANES,
-    accumulator,
-    axes_of,
-    coordinates,
-    countable,
-    entries,
-    is_inside,
-    padded_bytes,
-    places,
-    read,
-    spanned,
-    unravel,
-)
+from jaxconv.algorithms.windows import entries, places, read
+from jaxconv.processor import LANES
 from jaxconv.spec import ConvProblem
 
 SUMS, TERMS = 1 << 18, 4
@@ -118,7 +108,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     spec, axes = problem.spec, axes_of(problem)
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
-    G, sums = spec.batch_group_count, accumulator(problem)
+    G, sums = spec.batch_group_count, problem.sum_dtype
     x = x.transpose(channel, *spatial, batch)
     kernel = kernel.transpose(in_feature, *taps, feature)  # [C, *K, (g, m)]
     m = kernel.shape[-1] // G

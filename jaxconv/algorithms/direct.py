@@ -13,8 +13,8 @@ import jax
 from jax import lax
 
 from jaxconv.algorithms import pad
+from jaxconv.algorithms.order import transposed
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import transposed
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem, is_static
 

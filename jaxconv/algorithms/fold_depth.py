@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxconv.algorithms.axes import axes_of, countable, unravel
 from jaxconv.algorithms.blocks import stacked
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import axes_of, countable, entries, unravel, windows
+from jaxconv.algorithms.windows import entries, windows
 from jaxconv.spec import ConvProblem, ConvSpec, in_order
 
 

@@ -36,16 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import Axis, axes_of, countable
 from jaxconv.algorithms.blocks import Index, block, blocks_of, cut, only, summed
+from jaxconv.algorithms.padding import spread
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    Axis,
-    accumulator,
-    axes_of,
-    countable,
-    every,
-    spread,
-)
+from jaxconv.algorithms.windows import every
 from jaxconv.spec import ConvProblem, dilated
 
 AXES = 3
@@ -76,7 +71,7 @@ def cost(problem: ConvProblem) -> float:
     transformed = (3.5e-11 * math.log2(size) + 7e-10) * points(problem)
     multiplied = 1.4e-10 * pairs * problem.spec.groups * size
     each_axis = 0.6 + 0.25 * len(problem.x_spatial)
-    width = accumulator(problem).itemsize / 4
+    width = problem.sum_dtype.itemsize / 4
     return 6.3e-5 + width * each_axis * (transformed + multiplied)
 
 
@@ -96,7 +91,7 @@ def group_bytes(problem: ConvProblem) -> int:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply the transforms, channels by channels, and transform the sums back."""
-    spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
+    spec, axes, sums = problem.spec, axes_of(problem), problem.sum_dtype
     x_axes, (feature, in_feature, *taps), _ = spec.dimension_numbers
     x = _divided(x, spec.block_axis, spec.groups, x_axes)  # [N, G, C, *I]
     k_axes = (in_feature, feature, *taps)
@@ -175,7 +170,7 @@ def _points(problem: ConvProblem) -> int:
 
 def _bytes(problem: ConvProblem) -> int:
     """Bytes of a transform."""
-    return _points(problem) * accumulator(problem).itemsize
+    return _points(problem) * problem.sum_dtype.itemsize
 
 
 def _transforms(problem: ConvProblem) -> tuple[int, int]:

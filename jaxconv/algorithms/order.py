@@ -12,10 +12,13 @@ copies once in any case).
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
+
+from jaxconv.spec import ConvProblem
 
 _constrained = contextvars.ContextVar("constrained", default=True)
 
@@ -41,3 +44,10 @@ def unconstrained() -> Iterator[None]:
         yield
     finally:
         _constrained.reset(token)
+
+
+def transposed(problem: ConvProblem) -> int:
+    """Entries of x and of y whose channels do not stand last."""
+    moved = 0 if problem.spec.channels_last else math.prod(problem.x_shape)
+    of_y = 0 if problem.spec.features_last else math.prod(problem.output_shape)
+    return moved + of_y

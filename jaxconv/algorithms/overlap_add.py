@@ -27,15 +27,11 @@ import jax
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import axes_of, countable
+from jaxconv.algorithms.order import transposed
+from jaxconv.algorithms.padding import spread
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    accumulator,
-    axes_of,
-    countable,
-    entries,
-    spread,
-    transposed,
-)
+from jaxconv.algorithms.windows import entries
 from jaxconv.spec import ConvProblem
 
 TAPS, WHOLE, PART = 32, 4_000_000, 8_000_000
@@ -78,7 +74,7 @@ def _entries(problem: ConvProblem) -> int:
 
 def _bytes(problem: ConvProblem) -> int:
     """Bytes of Z, which is of the dtype of sums."""
-    return _entries(problem) * accumulator(problem).itemsize
+    return _entries(problem) * problem.sum_dtype.itemsize
 
 
 def _parts(problem: ConvProblem) -> int:
@@ -110,7 +106,7 @@ def cost(problem: ConvProblem) -> float:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Multiply, then add up what each tap gives to the outputs."""
-    spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
+    spec, axes, sums = problem.spec, axes_of(problem), problem.sum_dtype
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x = spec.images(x)
     # As it lies where its input features stand last, else in rows of its features.

@@ -32,17 +32,12 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import direct
+from jaxconv.algorithms.axes import Axis, axes_of, countable
 from jaxconv.algorithms.blocks import block, blocks_of, cut, loop, put, zeros
 from jaxconv.algorithms.fold_depth import of_slices
+from jaxconv.algorithms.order import transposed
+from jaxconv.algorithms.padding import spread
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    Axis,
-    accumulator,
-    axes_of,
-    countable,
-    spread,
-    transposed,
-)
 from jaxconv.spec import ConvProblem
 
 BLOCK = 5 << 19
@@ -62,7 +57,7 @@ def applies(problem: ConvProblem) -> bool:
     axis = axes_of(problem)[0]
     steps = axis.stride == axis.lhs_dilation == 1 and min(spec.padding[0]) >= 0
     reaches = _far(axis) - axis.low < axis.size  # from the first slices to some of y
-    kept = accumulator(problem) == problem.output_dtype
+    kept = problem.sum_dtype == problem.output_dtype
     fits = 2 * (1 + _far(axis)) * _slice_bytes(problem) <= BLOCK
     return steps and reaches and kept and fits
 
@@ -169,4 +164,4 @@ def _image_bytes(problem: ConvProblem) -> int:
 def _slice_bytes(problem: ConvProblem) -> int:
     """Bytes of a slice of Z."""
     flat = _flat(problem)
-    return math.prod(flat.output_shape[1:]) * accumulator(problem).itemsize
+    return math.prod(flat.output_shape[1:]) * problem.sum_dtype.itemsize

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.padding import edges_at, padded_bytes
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import edges_at, padded_bytes
 from jaxconv.spec import ConvProblem, ConvSpec
 
 COPY = 8 << 20

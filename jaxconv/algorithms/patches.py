@@ -19,19 +19,11 @@ import jax
 from jax import lax
 
 from jaxconv.algorithms import direct
+from jaxconv.algorithms.axes import axes_of, coordinates, countable, unravel
 from jaxconv.algorithms.blocks import at, block, blocks_of, loop, put, zeros
-from jaxconv.algorithms.order import written
+from jaxconv.algorithms.order import transposed, written
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    accumulator,
-    axes_of,
-    coordinates,
-    countable,
-    entries,
-    transposed,
-    unravel,
-    windows,
-)
+from jaxconv.algorithms.windows import entries, windows
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
@@ -145,7 +137,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
             at(kernel, group),
             (((1,), (0,)), ((), ())),
             precision=problem.precision,
-            preferred_element_type=accumulator(problem),
+            preferred_element_type=problem.sum_dtype,
         )
         part = part[:, None].astype(y.dtype)
         return put(y, part, {0: start, 1: group})

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import Axis, axes_of, coordinates, countable, unravel
 from jaxconv.algorithms.blocks import (
     Index,
     block,
@@ -40,18 +41,9 @@ from jaxconv.algorithms.blocks import (
     summed,
 )
 from jaxconv.algorithms.order import written
+from jaxconv.algorithms.padding import padded, padded_bytes
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    Axis,
-    accumulator,
-    axes_of,
-    coordinates,
-    countable,
-    padded,
-    padded_bytes,
-    runs,
-    unravel,
-)
+from jaxconv.algorithms.windows import runs
 from jaxconv.processor import Processor
 from jaxconv.spec import ConvProblem
 
@@ -221,7 +213,7 @@ def _parts(size: int, width: int, f: int) -> int:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the products of the blocks of q, group after group."""
-    spec, sums, G = problem.spec, accumulator(problem), problem.spec.batch_group_count
+    spec, sums, G = problem.spec, problem.sum_dtype, problem.spec.batch_group_count
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x, axes = padded(x.transpose(channel, *spatial, batch), axes_of(problem))

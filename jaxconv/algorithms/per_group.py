@@ -16,15 +16,15 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxconv.algorithms.axes import countable
 from jaxconv.algorithms.blocks import (
     at,
     blocks_of,
     parted,
     stacked,
 )
-from jaxconv.algorithms.order import written
+from jaxconv.algorithms.order import transposed, written
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import countable, transposed
 from jaxconv.spec import ConvProblem, in_order
 
 BLOCK = 4 << 20

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.axes import axes_of, countable
 from jaxconv.algorithms.blocks import blocks_of, parted
+from jaxconv.algorithms.padding import spanned
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import accumulator, axes_of, countable, spanned
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20
@@ -77,7 +78,7 @@ def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> ja
         x,
         (((3,), (2,)), ((0, 1), (0, 1))),
         precision=problem.exchanged_precision,
-        preferred_element_type=accumulator(problem),
+        preferred_element_type=problem.sum_dtype,
     )
     return y.reshape(problem.output_shape).astype(problem.output_dtype)
 
@@ -94,7 +95,7 @@ def _by_rows(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> jax.Array
             kernel,
             (((2,), (2,)), ((1,), (0,))),
             precision=problem.precision,
-            preferred_element_type=accumulator(problem),
+            preferred_element_type=problem.sum_dtype,
         )  # [G, rows, f]
         return part.swapaxes(0, 1).astype(problem.output_dtype)
 

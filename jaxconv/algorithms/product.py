@@ -33,9 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import Axis, axes_of, countable
 from jaxconv.algorithms.blocks import blocks_of
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import Axis, accumulator, axes_of, countable
 from jaxconv.spec import ConvProblem
 
 COPIES = 1 << 20
@@ -200,7 +200,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     if _features_first(problem):
         left, right, contracted = kernel, x, (contracted[1], contracted[0])
         precision = problem.exchanged_precision
-    sums = accumulator(problem)
+    sums = problem.sum_dtype
     if problem.dtype == jnp.bfloat16 and right.ndim > 2 + len(blocked):
         # XLA:CPU ends with an error where the second factor keeps several axes.
         left, right = left.astype(sums), right.astype(sums)
@@ -239,7 +239,7 @@ def _image_by_image(problem: ConvProblem, x: jax.Array, kernel: jax.Array) -> ja
     factors, precision = (kernel, x), problem.exchanged_precision
     if is_gradient and not _features_first(problem):
         factors, precision = (x, kernel), problem.precision
-    sums = accumulator(problem)
+    sums = problem.sum_dtype
     y = lax.dot_general(
         *factors,
         (((2,), (contracted,)), ((0,), (0,))),

@@ -34,6 +34,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import depthwise_gradient
+from jaxconv.algorithms.axes import Axis, axes_of, coordinates, linear, unravel
 from jaxconv.algorithms.blocks import (
     block,
     blocks_of,
@@ -46,15 +47,7 @@ from jaxconv.algorithms.blocks import (
     zeros,
 )
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    Axis,
-    accumulator,
-    axes_of,
-    coordinates,
-    linear,
-    runs,
-    unravel,
-)
+from jaxconv.algorithms.windows import runs
 from jaxconv.spec import ConvProblem
 
 RUN, SUMS, TERMS = 128, 1 << 17, 8
@@ -71,7 +64,7 @@ def applies(problem: ConvProblem) -> bool:
     x_axes, kernel_axes, _ = problem.spec.dimension_numbers
     first = all(max(own[:2]) < min(own[2:]) for own in (x_axes, kernel_axes))
     sums = problem.features * problem.outputs * _rows(problem).size
-    return first and sums * accumulator(problem).itemsize <= MOST
+    return first and sums * problem.sum_dtype.itemsize <= MOST
 
 
 def cost(problem: ConvProblem) -> float:
@@ -103,7 +96,7 @@ def cost(problem: ConvProblem) -> float:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the terms of some images at a time, then along the runs."""
-    spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
+    spec, axes, sums = problem.spec, axes_of(problem), problem.sum_dtype
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     feature, in_feature, *taps = spec.dimension_numbers.rhs_spec
     x = x.transpose(channel, batch, *spatial)  # [C, G, *I]

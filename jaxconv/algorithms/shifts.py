@@ -19,16 +19,11 @@ import jax
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import axes_of, countable
 from jaxconv.algorithms.blocks import added_up
+from jaxconv.algorithms.padding import is_small_copy, spanned
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    accumulator,
-    axes_of,
-    countable,
-    every,
-    is_small_copy,
-    spanned,
-)
+from jaxconv.algorithms.windows import every
 from jaxconv.spec import ConvProblem
 
 TAPS = 64
@@ -55,7 +50,7 @@ def cost(problem: ConvProblem) -> float:
 
 def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> jax.Array:
     """Add up the shifted copies in the order of x's axes."""
-    spec, axes, sums = problem.spec, axes_of(problem), accumulator(problem)
+    spec, axes, sums = problem.spec, axes_of(problem), problem.sum_dtype
     batch, channel, *spatial = spec.dimension_numbers.lhs_spec
     # Reads that are fused with the padding have a branch for each entry.
     x = lax.optimization_barrier(spanned(x, spatial, axes))

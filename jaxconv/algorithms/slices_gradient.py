@@ -29,23 +29,19 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import patches_gradient
-from jaxconv.algorithms.blocks import block, blocks_of, only, summed
-from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    LANES,
+from jaxconv.algorithms.axes import (
     Axis,
-    accumulator,
     axes_of,
     coordinates,
     countable,
     linear,
-    padded,
-    padded_bytes,
-    runs,
-    spread,
     unravel,
 )
-from jaxconv.processor import Processor
+from jaxconv.algorithms.blocks import block, blocks_of, only, summed
+from jaxconv.algorithms.padding import padded, padded_bytes, spread
+from jaxconv.algorithms.protocol import Conv
+from jaxconv.algorithms.windows import runs
+from jaxconv.processor import LANES, Processor
 from jaxconv.spec import ConvProblem
 
 BLOCK = 4 << 20
@@ -105,7 +101,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     ends = (moved - axis.low, axis.size + axis.low - axis.taps, 0)
     kernel = kernel.reshape(*kernel.shape[:2], -1)
     kernel = spread(kernel, [(0, 0, 0), ends, (0, 0, 0)])
-    (count, size), sums, f = _blocks(problem), accumulator(problem), problem.features
+    (count, size), sums, f = _blocks(problem), problem.sum_dtype, problem.features
     shape = _columns(problem)
     patches_first = shape[0] < shape[1]  # the smaller matrix
     precision = problem.precision if patches_first else problem.exchanged_precision

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import Axis, axes_of, countable, unravel
 from jaxconv.algorithms.blocks import (
     added_up,
     block,
@@ -40,17 +41,10 @@ from jaxconv.algorithms.blocks import (
     zeros,
 )
 from jaxconv.algorithms.order import written
+from jaxconv.algorithms.padding import spread
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import (
-    LANES,
-    Axis,
-    accumulator,
-    axes_of,
-    countable,
-    every,
-    spread,
-    unravel,
-)
+from jaxconv.algorithms.windows import every
+from jaxconv.processor import LANES
 from jaxconv.spec import ConvProblem, ConvSpec
 
 TERMS, TAPS = 24, 64
@@ -111,7 +105,7 @@ def run(problem: ConvProblem, x: jax.Array, kernel: jax.Array, conv: Conv) -> ja
     channel_first, feature_first = _channels_first(spec)
     order = (channel, *spatial) if channel_first else (*spatial, channel)
     x = x.transpose(batch, *order)
-    kernel = kernel.transpose(in_feature, *taps, feature).astype(accumulator(problem))
+    kernel = kernel.transpose(in_feature, *taps, feature).astype(problem.sum_dtype)
     kernel = kernel.reshape(-1, spec.groups, problem.features // spec.groups)
 
     def of(images: jax.Array, weights: jax.Array) -> jax.Array:
@@ -154,7 +148,7 @@ def _features_first(
     problem: ConvProblem, x: jax.Array, kernel: jax.Array, channel_first: bool
 ) -> jax.Array:
     """y, [n, F, *O], of [n, C, *I] or [n, *I, C] and [(c, *K), G, F/G]."""
-    axes, sums, (_, groups, f) = axes_of(problem), accumulator(problem), kernel.shape
+    axes, sums, (_, groups, f) = axes_of(problem), problem.sum_dtype, kernel.shape
     counts, steps = _counts(axes), _steps(axes)
     length = _run_length(axes)
     taps = [_read(axes, steps, tap) for tap in np.ndindex(*problem.kernel_spatial)]
@@ -279,7 +273,7 @@ def _group_bytes(problem: ConvProblem) -> int:
     axes = axes_of(problem)
     kept = problem.channels * math.prod(axis.stride for axis in axes)
     kept += problem.features // problem.spec.groups
-    return kept * math.prod(_counts(axes)) * accumulator(problem).itemsize
+    return kept * math.prod(_counts(axes)) * problem.sum_dtype.itemsize
 
 
 def _blocks(problem: ConvProblem) -> tuple[tuple[int, int], int]:

@@ -42,8 +42,9 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms import direct, empty
+from jaxconv.algorithms.axes import Axis, axes_of
+from jaxconv.algorithms.order import transposed
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import Axis, axes_of, transposed
 from jaxconv.spec import ConvProblem, in_order
 
 

@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconv.algorithms.axes import Axis, axes_of
+from jaxconv.algorithms.padding import edges_at
 from jaxconv.algorithms.protocol import Conv
-from jaxconv.algorithms.windows import Axis, axes_of, edges_at, every
+from jaxconv.algorithms.windows import every
 from jaxconv.spec import ConvProblem
 
 

@@ -13,18 +13,16 @@ layer's arrays takes 0.7 ms).
 """
 
 import functools
-import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconv.algorithms.axes import Axis, is_inside, linear
 from jaxconv.algorithms.blocks import Index, masked
-from jaxconv.spec import ConvProblem, accumulation_dtype, dilated
 
 FEW = 32
 """Entries at each position of x below which the places read are made to depend on x.
@@ -34,179 +32,6 @@ of places for each tap: 27 taps of 8 channels, one image of 64x32x65 at a time, 
 ms and 43 MB that way, and take 20 ms and no memory when the places depend on x.
 Compiling takes 1.4 times as long.
 """
-
-COPY = 4 << 20
-"""Bytes that the input may take with its zeros in place, besides all arrays' twice."""
-
-LANES = 16
-"""Entries of a vector of 512 bits, in float32."""
-
-
-Edge = tuple[int, int, int]
-"""(low, high, between), zeros before and after an axis, and between its entries."""
-
-
-class Axis(NamedTuple):
-    """The geometry along one spatial axis: I, K, O, s, p, L, d."""
-
-    size: int
-    taps: int
-    outputs: int
-    stride: int
-    low: int
-    lhs_dilation: int
-    rhs_dilation: int
-
-    @property
-    def reach(self) -> int:
-        """How many positions all windows span together."""
-        return (
-            self.stride * (self.outputs - 1) + self.rhs_dilation * (self.taps - 1) + 1
-        )
-
-    @property
-    def spread_size(self) -> int:
-        """Positions of the input with the zeros between its entries."""
-        return dilated(self.size, self.lhs_dilation)
-
-    @property
-    def most(self) -> int:
-        """The largest number by which places are counted, or windows moved."""
-        return max(self.reach + abs(self.low), self.spread_size, *self)
-
-    @property
-    def period(self) -> int:
-        """P, the fewest outputs after which a tap meets an entry, or a zero, again."""
-        return self.lhs_dilation // math.gcd(self.stride, self.lhs_dilation)
-
-    @property
-    def high(self) -> int:
-        """Zeros after the dilated input up to the last window's end, or less than 0."""
-        return self.reach - self.low - self.spread_size
-
-    @property
-    def edges(self) -> tuple[int, int]:
-        """How many zeros lie before and after the dilated input, within a window."""
-        return max(self.low, 0), max(self.high, 0)
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether every window reads entries of the input alone, along this axis."""
-        return self.lhs_dilation == 1 and not any(self.edges)
-
-    @property
-    def extent(self) -> int:
-        """Positions of the input with its zeros in place."""
-        return self.spread_size + sum(self.edges)
-
-    def read(self, output: Index, tap: Index) -> tuple[Index, Index]:
-        """Where x has what the output reads for the tap, and whether it does at all."""
-        first, steps = _times(self.stride, output), _times(self.rhs_dilation, tap)
-        if isinstance(first, jax.Array):
-            first, steps = steps, first
-        position = (first - self.low) + steps  # by NumPy, the former, if it is static
-        if self.is_inside:
-            return position, np.True_
-        entry = position if self.lhs_dilation == 1 else position // self.lhs_dilation
-        # What is negative is larger than any other number, read as an unsigned one.
-        there = entry.astype(np.uint32) < np.uint32(self.size)
-        if self.lhs_dilation > 1:
-            there &= position % self.lhs_dilation == 0
-        return entry, there
-
-
-def _times(factor: int, index: Index) -> Index:
-    """The product, for which nothing is traced where it is the index."""
-    return index if factor == 1 else factor * index
-
-
-def axes_of(problem: ConvProblem) -> list[Axis]:
-    """The geometry of each spatial axis."""
-    spec = problem.spec
-    return [
-        Axis(*axis)
-        for axis in zip(
-            problem.x_spatial,
-            problem.kernel_spatial,
-            problem.output_spatial,
-            spec.window_strides,
-            (low for low, _ in spec.padding),
-            spec.lhs_dilation,
-            spec.rhs_dilation,
-            strict=True,
-        )
-    ]
-
-
-def is_inside(axes: Sequence[Axis]) -> bool:
-    """Whether every window reads entries of the input alone."""
-    return all(axis.is_inside for axis in axes)
-
-
-def unravel(index: Index, sizes: Sequence[int]) -> list[Index]:
-    """The coordinates of a linear index in an array of those sizes.
-
-    Example:
-      >>> [int(i) for i in unravel(np.array(7), (2, 5))]
-      [1, 2]
-    """
-    # A linear index is not negative, of which JAX's own `//` takes care.
-    divide = lax.div if isinstance(index, jax.Array) else np.floor_divide
-    coordinates = []
-    for size in map(np.int32, reversed(sizes[1:])):
-        outer = divide(index, size)
-        # Of a remainder, as of each division, XLA:CPU makes a kernel of its own.
-        coordinates.append(index - outer * size)
-        index = outer
-    return [index, *coordinates[::-1]]
-
-
-def spread(x: jax.Array, edges: Sequence[Edge]) -> jax.Array:
-    """`lax.pad` with zeros, cropped after it where edges are negative.
-
-    XLA's partitioner crashes where it is to do both at once. What is cropped
-    by more than there is is empty.
-
-    Example:
-      >>> spread(jnp.ones(2), [(1, -1, 1)]).tolist()
-      [0.0, 1.0, 0.0]
-    """
-    zeros_around = [(max(low, 0), max(high, 0), inner) for low, high, inner in edges]
-    x = lax.pad(x, jnp.zeros((), x.dtype), zeros_around)
-    starts = [max(-low, 0) for low, _, _ in edges]
-    stops = [
-        max(size - max(-high, 0), start)
-        for size, start, (_, high, _) in zip(x.shape, starts, edges, strict=True)
-    ]
-    return lax.slice(x, starts, stops)
-
-
-def edges_at(places: Sequence[int], edges: Sequence[Edge], rank: int) -> list[Edge]:
-    """Edges of the axes at some places, and none of the others, as `lax.pad` has them.
-
-    Example:
-      >>> edges_at([2], [(1, 3, 0)], 3)
-      [(0, 0, 0), (0, 0, 0), (1, 3, 0)]
-    """
-    all_edges = [(0, 0, 0)] * rank
-    for place, edge in zip(places, edges, strict=True):
-        all_edges[place] = edge
-    return all_edges
-
-
-def entries(x: jax.Array, kept: int = 1) -> jax.Array:
-    """The array with all axes but the last `kept` as one: a place per entry.
-
-    To be done before a loop that reads them. XLA:CPU moves axes that are merged
-    afterwards in one pass, but copies what it moved once more where they stay apart:
-    [8, 144, 56, 56] with the channels last 1.9 ms, and merged 0.6 ms (AMD EPYC).
-
-    Example:
-      >>> entries(jnp.zeros((2, 3, 4, 5)), 2).shape
-      (6, 4, 5)
-    """
-    # Else XLA takes the merging back into the loop.
-    return lax.optimization_barrier(x.reshape(-1, *x.shape[x.ndim - kept :]))
 
 
 def windows(
@@ -301,6 +126,21 @@ def read(
     return X if inside else masked((where >= 0)[..., None], X)
 
 
+def entries(x: jax.Array, kept: int = 1) -> jax.Array:
+    """The array with all axes but the last `kept` as one: a place per entry.
+
+    To be done before a loop that reads them. XLA:CPU moves axes that are merged
+    afterwards in one pass, but copies what it moved once more where they stay apart:
+    [8, 144, 56, 56] with the channels last 1.9 ms, and merged 0.6 ms (AMD EPYC).
+
+    Example:
+      >>> entries(jnp.zeros((2, 3, 4, 5)), 2).shape
+      (6, 4, 5)
+    """
+    # Else XLA takes the merging back into the loop.
+    return lax.optimization_barrier(x.reshape(-1, *x.shape[x.ndim - kept :]))
+
+
 def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
     """So many entries along the last axis from each start.
 
@@ -328,82 +168,6 @@ def runs(x: jax.Array, starts: Sequence[jax.Array], count: int) -> jax.Array:
     )
 
 
-def _reads(
-    axes: Sequence[Axis], outputs: Sequence[Index], taps: Sequence[Index], rank: int
-) -> tuple[list[Index], Index]:
-    """Which entries are read along each axis, and whether there are such."""
-    reads = [
-        axis.read(_of_rank(o, rank), _of_rank(t, rank))
-        for axis, o, t in zip(axes, outputs, taps, strict=True)
-    ]
-    found = [entry for entry, _ in reads]
-    valid = [v for axis, (_, v) in zip(axes, reads, strict=True) if not axis.is_inside]
-    if not valid:
-        return found, np.ones((1,) * rank, bool)
-    return found, functools.reduce(operator.and_, valid)
-
-
-def linear(indices: Sequence[Index], sizes: Sequence[int]) -> Index:
-    """The linear index, of indices along each axis and sizes of all but the first.
-
-    Example:
-      >>> linear([np.array(1), np.array(2)], [5]).item()
-      7
-    """
-    place = indices[0]
-    for index, size in zip(indices[1:], sizes, strict=True):
-        place = place * size + index
-    return place
-
-
-def _of_rank(array: Index, rank: int) -> Index:
-    """The array with axes of size 1 before its own, also where JAX demands them."""
-    return array.reshape((1,) * (rank - array.ndim) + array.shape)
-
-
-def padded(x: jax.Array, axes: Sequence[Axis]) -> tuple[jax.Array, list[Axis]]:
-    """x̃, the input with its zeros in place, and its axes, which nothing exceeds.
-
-    Args:
-      x: [N, *I, C].
-      axes: the geometry.
-
-    Returns:
-      [N, *Ĩ, C], and the axes of Ĩ, with L = 1 and p ≤ 0.
-    """
-    edges, inner = [(0, 0, 0)], []
-    for axis in axes:
-        low, high = axis.edges
-        edges.append((low, high, axis.lhs_dilation - 1))
-        inner.append(
-            axis._replace(size=axis.extent, low=axis.low - low, lhs_dilation=1)
-        )
-    if not any(map(any, edges)):
-        return x, inner
-    (low, high, between), channels = edges[-1], x.shape[-1]
-    if between:
-        edges.append((0, 0, 0))
-    else:
-        # One axis less, and it is compiled in 25 ms instead of 100.
-        x = x.reshape(*x.shape[:-2], -1)
-        edges[-1] = (low * channels, high * channels, 0)
-    # Reads that are fused with the padding have a branch for each entry.
-    x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))
-    return x.reshape(len(x), *(axis.size for axis in inner), channels), inner
-
-
-def spanned(x: jax.Array, places: Sequence[int], axes: Sequence[Axis]) -> jax.Array:
-    """The positions that all windows span together, of an undilated input.
-
-    Args:
-      x: an input, in any order of its axes.
-      places: where its spatial axes stand.
-      axes: their geometry.
-    """
-    edges = [(axis.low, axis.high, 0) for axis in axes]
-    return spread(x, edges_at(places, edges, x.ndim))
-
-
 def every(
     x: jax.Array,
     places: Sequence[int],
@@ -424,47 +188,21 @@ def every(
     return lax.slice(x, start, limit, strides)
 
 
-def padded_bytes(problem: ConvProblem) -> int:
-    """Bytes of the input with its zeros in place."""
-    entries = math.prod(problem.x_shape) // math.prod(problem.x_spatial)
-    entries *= math.prod(axis.extent for axis in axes_of(problem))
-    return entries * problem.dtype.itemsize
+def _reads(
+    axes: Sequence[Axis], outputs: Sequence[Index], taps: Sequence[Index], rank: int
+) -> tuple[list[Index], Index]:
+    """Which entries are read along each axis, and whether there are such."""
+    reads = [
+        axis.read(_of_rank(o, rank), _of_rank(t, rank))
+        for axis, o, t in zip(axes, outputs, taps, strict=True)
+    ]
+    found = [entry for entry, _ in reads]
+    valid = [v for axis, (_, v) in zip(axes, reads, strict=True) if not axis.is_inside]
+    if not valid:
+        return found, np.ones((1,) * rank, bool)
+    return found, functools.reduce(operator.and_, valid)
 
 
-def is_small_copy(problem: ConvProblem) -> bool:
-    """Whether the input with its zeros in place is not much larger than all arrays."""
-    return padded_bytes(problem) <= 2 * problem.bytes + COPY
-
-
-def coordinates(axes: Sequence[Axis], field: str) -> list[np.ndarray]:
-    """Coordinates of all taps, or outputs, in row-major order, along each axis.
-
-    Example:
-      >>> [t.tolist() for t in coordinates([Axis(9, 2, 8, 1, 0, 1, 1)] * 2, "taps")]
-      [[0, 0, 1, 1], [0, 1, 0, 1]]
-    """
-    sizes = [getattr(axis, field) for axis in axes]
-    linear = np.arange(math.prod(sizes), dtype=np.int32)
-    return unravel(linear, sizes) if sizes else []
-
-
-def accumulator(problem: ConvProblem) -> np.dtype:
-    """Dtype of the sums."""
-    return accumulation_dtype(problem.output_dtype)
-
-
-def countable(problem: ConvProblem) -> bool:
-    """There are spatial axes, something to sum, and int32 counts every index."""
-    if not problem.is_static or problem.out_sharding is not None:
-        return False
-    sizes = (problem.x_shape, problem.kernel_shape, problem.output_shape)
-    counted = all(0 < math.prod(shape) < 2**31 for shape in sizes)
-    reached = all(axis.most < 2**31 for axis in axes_of(problem))
-    return counted and reached and len(problem.x_shape) > 2
-
-
-def transposed(problem: ConvProblem) -> int:
-    """Entries of x and of y whose channels do not stand last."""
-    moved = 0 if problem.spec.channels_last else math.prod(problem.x_shape)
-    of_y = 0 if problem.spec.features_last else math.prod(problem.output_shape)
-    return moved + of_y
+def _of_rank(array: Index, rank: int) -> Index:
+    """The array with axes of size 1 before its own, also where JAX demands them."""
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)

@@ -3,10 +3,9 @@
 import math
 
 from jaxconv.algorithms import by_image, depthwise, shifts, stencil, subpixel
-from jaxconv.algorithms.windows import LANES
 from jaxconv.planner.choice import Plan, cheapest, is_in_a_row
 from jaxconv.planner.cpu.memory import is_whole
-from jaxconv.processor import Processor
+from jaxconv.processor import LANES, Processor
 from jaxconv.spec import ConvProblem
 
 SMALL = 4

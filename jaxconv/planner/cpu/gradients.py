@@ -14,7 +14,6 @@ from jaxconv.algorithms import (
     slices_gradient,
     swap,
 )
-from jaxconv.algorithms.windows import LANES
 from jaxconv.planner.choice import (
     Plan,
     Rule,
@@ -24,7 +23,7 @@ from jaxconv.planner.choice import (
 from jaxconv.planner.cpu import larger_windows
 from jaxconv.planner.cpu.depthwise import SMALL
 from jaxconv.planner.cpu.routines import NEARLY, is_complex, is_fast
-from jaxconv.processor import Processor
+from jaxconv.processor import LANES, Processor
 from jaxconv.spec import ConvProblem
 
 IS_EIGEN = jax.__version_info__ < (0, 11)

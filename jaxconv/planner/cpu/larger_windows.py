@@ -3,8 +3,8 @@
 import math
 
 from jaxconv.algorithms import swap
-from jaxconv.algorithms.windows import LANES
 from jaxconv.planner.choice import LARGER, Plan
+from jaxconv.processor import LANES
 from jaxconv.spec import ConvProblem
 
 

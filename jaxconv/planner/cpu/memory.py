@@ -11,8 +11,8 @@ from jaxconv.algorithms import (
     subpixel,
 )
 from jaxconv.algorithms.blocks import NEW_PAGES
+from jaxconv.algorithms.padding import padded_bytes
 from jaxconv.algorithms.protocol import Divided
-from jaxconv.algorithms.windows import padded_bytes
 from jaxconv.planner.choice import Plan
 from jaxconv.spec import ConvProblem
 
