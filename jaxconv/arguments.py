@@ -7,8 +7,8 @@ its value, the shapes, and what to do.
 import dataclasses
 import functools
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,17 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxconv.spec import ConvSpec, Pads, dilated, is_static, window_extents
+from jaxconv.spec import (
+    ConvSpec,
+    Pads,
+    as_wide_as,
+    dilated,
+    is_static,
+    window_extents,
+)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 DimensionNumbers = lax.ConvDimensionNumbers | Sequence[str] | None
 Padding = str | Sequence[tuple[int, int]]
 
@@ -121,6 +130,18 @@ def demand_bool(function: str, name: str, value: Any) -> None:
             f"{function}: {name} must be True or False, known at trace time, but got "
             f"{name}={value!r}. Pass a Python bool."
         )
+
+
+def in_own_widths(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with types of 64 bits where an argument is an array of such."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        leaves = jax.tree.leaves((args, kwargs))
+        with as_wide_as(*(leaf for leaf in leaves if isinstance(leaf, jax.Array))):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def as_array(function: str, name: str, value: ArrayLike) -> jax.Array:

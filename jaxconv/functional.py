@@ -26,6 +26,7 @@ from jaxconv.arguments import (
     as_shape,
     demand_inexact,
     elements,
+    in_own_widths,
 )
 from jaxconv.layer import (
     ConvOptions,
@@ -272,6 +273,7 @@ def conv_transpose(
     return _custom("conv_transpose", transposed_layer, params, x, options)
 
 
+@in_own_widths
 def conv_input_grad(
     x_shape: Sequence[int],
     kernel: ArrayLike,
@@ -318,6 +320,7 @@ def conv_input_grad(
     return layer.input_gradient(as_cotangent(function, g, layer.y_type), kernel)
 
 
+@in_own_widths
 def conv_kernel_grad(
     x: ArrayLike,
     kernel_shape: Sequence[int],
@@ -452,6 +455,7 @@ def _sums_of(bias: jax.Array, y: jax.Array) -> np.dtype:
         return accumulation_dtype(jnp.promote_types(bias.dtype, y.dtype))
 
 
+@in_own_widths
 def _vjp(
     function: str,
     layer_of: LayerOf,
@@ -512,7 +516,9 @@ def _custom(
     Inside shard_map an operand that is the same everywhere is marked as varying out
     here, so that the sum of its gradient over the devices is taken out here too.
     """
-    _, x, *_ = _checked(function, layer_of, params, x, options)
+    layer, x, *_ = _checked(function, layer_of, params, x, options)
+    # A default precision that surrounds this call has ended when the rule is traced.
+    options = {**options, **layer.numerics}
     leaves, tree = jax.tree.flatten((params, x))
     params, x = jax.tree.unflatten(
         tree, primitive.varying_alike(*map(jnp.asarray, leaves))

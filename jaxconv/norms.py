@@ -30,6 +30,7 @@ from jaxconv.arguments import (
     as_cotangent,
     as_shape,
     demand_inexact,
+    in_own_widths,
 )
 from jaxconv.layer import ConvOptions, Layer, conv_layer
 from jaxconv.spec import accumulation_dtype, is_static
@@ -39,6 +40,7 @@ BLOCK = 16 << 20
 """Bytes of Gram matrices, patches or gradients that are held at a time."""
 
 
+@in_own_widths
 def conv_kernel_grad_sq_norms(
     x: ArrayLike,
     kernel_shape: Sequence[int],

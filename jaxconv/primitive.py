@@ -40,6 +40,7 @@ from jaxconv.spec import (
     ConvProblem,
     ConvSpec,
     accumulation_dtype,
+    as_wide_as,
     exchanged,
     is_static,
 )
@@ -184,9 +185,7 @@ def _lower(platform: str, ctx: Any, *operands: Any, **params: Any) -> Any:
 
 def _lowered(function: Callable, ctx: Any, *operands: Any) -> Any:
     """Lower a function, with 64 bits as when its operands and results were typed."""
-    types = (*ctx.avals_in, *ctx.avals_out)
-    is_off = any(jax.dtypes.canonicalize_dtype(t.dtype) != t.dtype for t in types)
-    with jax.enable_x64(True) if is_off else contextlib.nullcontext():
+    with as_wide_as(*ctx.avals_in, *ctx.avals_out):
         return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
 
 

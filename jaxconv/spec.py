@@ -16,6 +16,7 @@ parameters of a JAX primitive and keys of a cache. Sizes are ints, or the symbol
 dimensions of `jax.export.symbolic_shape`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -49,6 +50,20 @@ def accumulation_dtype(dtype: Any) -> np.dtype:
     """
     short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return np.dtype(np.float32 if short else dtype)
+
+
+def as_wide_as(*arrays: Any) -> contextlib.AbstractContextManager:
+    """A context with types of 64 bits where one of the arrays is of such a type.
+
+    A backward rule, and what lowers a program, is called when the `jax.enable_x64`
+    that surrounded the call has ended.
+    """
+    is_off = any(
+        jnp.issubdtype(a.dtype, np.number)
+        and jax.dtypes.canonicalize_dtype(a.dtype) != a.dtype
+        for a in arrays
+    )
+    return jax.enable_x64(True) if is_off else contextlib.nullcontext()
 
 
 def dilated(size: int, dilation: int) -> int:

@@ -483,3 +483,48 @@ def test_layers_are_exported_with_their_parameters():
     exported = jax.export.export(jax.jit(jaxconv.conv_forward))(params, x)
     again = jax.export.deserialize(exported.serialize(vjp_order=1))
     chex.assert_trees_all_equal(again.call(params, x), jaxconv.conv_forward(params, x))
+
+
+LAYER_FUNCTIONS = (
+    *(jaxconv.conv_forward, jaxconv.conv),
+    *(jaxconv.conv_transpose_forward, jaxconv.conv_transpose),
+)
+
+
+@pytest.mark.parametrize("layer", LAYER_FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_gradients_have_the_precision_that_surrounded_the_layer(layer):
+    def loss(kernel, x):
+        with jax.default_matmul_precision("highest"):
+            return layer({"kernel": kernel}, x).sum()
+
+    gradients = jax.grad(loss, (0, 1))
+    told = jaxconv.explain(gradients, jnp.ones((3, 3, 2, 4)), jnp.ones((2, 8, 8, 2)))
+    precisions = {each.problem.precision for each in told.convolutions}
+    assert precisions == {lax.Precision.HIGHEST}
+    assert len(told.convolutions) == 3
+
+
+@pytest.mark.parametrize("layer", LAYER_FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_gradients_have_the_widths_that_surrounded_the_layer(layer):
+    def loss(kernel, x):
+        with jax.enable_x64(True):
+            y = layer({"kernel": kernel.astype("float64")}, x.astype("float64"))
+            assert y.dtype == jnp.float64
+            return (y**2).sum().astype("float32")
+
+    operands = jnp.ones((3, 3, 2, 4)), jnp.ones((2, 8, 8, 2))
+    for gradient, operand in zip(
+        jax.grad(loss, (0, 1))(*operands), operands, strict=True
+    ):
+        assert (gradient.shape, gradient.dtype) == (operand.shape, operand.dtype)
+
+
+def test_gradients_of_wide_arrays_are_wide(x64):
+    kernel, x = jnp.ones((3, 2, 2), "float64"), jnp.ones((2, 8, 2), "float64")
+    with jax.enable_x64(False):
+        dparams, dx = jaxconv.conv_vjp({"kernel": kernel}, x, x)
+        dkernel = jaxconv.conv_kernel_grad(x, kernel.shape, x)
+        norms = jaxconv.conv_kernel_grad_sq_norms(x, kernel.shape, x)
+        same = jaxconv.conv_input_grad(x.shape, kernel, x)
+    arrays = dparams["kernel"], dx, dkernel, norms, same
+    assert {array.dtype.name for array in arrays} == {"float64"}
