@@ -273,6 +273,19 @@ def _bits(dtype: Any) -> int:
     return jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
+def _sharding_of_sum(of: Any, *operands: jax.Array) -> NamedSharding | None:
+    """The type's explicit sharding: with none, over no axis if an operand has one.
+
+    The sum is over images, which may be spread over devices.
+    """
+    if of.sharding is not None:
+        return explicit_sharding(of.sharding)
+    found = (explicit_sharding(jax.typeof(a).sharding) for a in operands)
+    meshes = (sharding.mesh for sharding in found if sharding is not None)
+    over_none = PartitionSpec(*(None for _ in of.shape))
+    return next((NamedSharding(mesh, over_none) for mesh in meshes), None)
+
+
 def kernel_gradient(
     g: jax.Array,
     x: jax.Array,
@@ -287,7 +300,8 @@ def kernel_gradient(
     Args:
       g: cotangent of the output.
       x: the input; converted to the dtype of `g`, as lax does.
-      kernel_type: `jax.typeof` the kernel: shape, dtype and sharding of the result.
+      kernel_type: `jax.typeof` the kernel: shape, dtype and sharding of the result,
+        which is replicated where a type without sharding is given.
       spec: of the convolution, not of its gradient.
       precision: of the gradient's convolution.
       preferred_element_type: of the gradient's convolution.
@@ -304,7 +318,7 @@ def kernel_gradient(
         calculus.kernel_gradient(spec, x.shape, kernel_type.shape, g.shape),
         precision=precision,
         preferred_element_type=preferred_element_type,
-        out_sharding=explicit_sharding(kernel_type.sharding),
+        out_sharding=_sharding_of_sum(kernel_type, x, g),
     )
     return _in_dtype(dkernel, kernel_type.dtype)
 

@@ -153,6 +153,51 @@ def test_results_are_those_of_one_device(name, spread, integers):
         np.testing.assert_array_equal(result, reference)
 
 
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        (("CHWN", "IHWO", "HWNC"), "feature_group_count"),
+        (("HCWN", "WOHI", "CWHN"), "feature_group_count"),
+        (("NHWC", "IOWH", "HNWC"), "batch_group_count"),
+    ],
+)
+def test_groups_spread_over_devices_are_right_in_any_order_of_axes(
+    layout, kind, integers
+):
+    # XLA's partitioner takes the order of the result's axes for its inverse.
+    groups, spread_axis = 16, "C" if kind == "feature_group_count" else "N"
+    sizes = {"N": 2, "C": 1, "H": 6, "W": 5, spread_axis: groups}
+    x = integers(*(sizes[axis] for axis in layout[0]))
+    taps = {"O": groups, "I": 1, "H": 3, "W": 3}
+    kernel = integers(*(taps[axis] for axis in layout[1]))
+    conv = functools.partial(
+        jaxconv.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=layout,
+        **{kind: groups},
+    )
+    over_groups = P(*("d" if axis == spread_axis else None for axis in layout[0]))
+    spread = jax.device_put(x, NamedSharding(mesh(), over_groups))
+    np.testing.assert_array_equal(jax.jit(conv)(spread, kernel), conv(x, kernel))
+
+
+@pytest.mark.parametrize("name", ["dense", "strided", "grouped", "depthwise"])
+def test_gradients_of_each_example_of_a_batch_over_devices(name, integers):
+    x, kernel, g = (jnp.asarray(integers(*shape)) for shape in programs(name)[2])
+    layer = layer_of(name, lax.conv_general_dilated)  # which jaxconv makes right
+
+    def loss(kernel, x, g):
+        return (layer(x[None], kernel) * g[None]).sum()
+
+    each = jax.vmap(jax.grad(loss), (None, 0, 0))
+    expected = each(kernel, x, g)
+    images = NamedSharding(mesh(), P("d"))
+    spread = jax.device_put(x, images), jax.device_put(g, images)
+    got = jax.jit(jaxconv.accelerate(each))(kernel, *spread)
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("name", ["dense", "strided", "grouped", "depthwise"])
 def test_explicit_shardings_are_those_of_stock(name, integers):
     stock, ours, shapes = programs(name)

@@ -537,6 +537,28 @@ def test_explicit_sharding(integers):
         chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(results[1]))
 
 
+@pytest.mark.parametrize("per_example", [False, True])
+def test_kernel_gradients_of_explicitly_sharded_images_are_on_all_devices(
+    per_example, integers
+):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    x, g, shape = integers(4, 6, 5, 2), integers(4, 6, 5, 3), (3, 3, 2, 3)
+
+    def results(x, g):
+        gradient = functools.partial(jaxconv.conv_kernel_grad, kernel_shape=shape)
+        mapped = jax.vmap(lambda x, g: gradient(x, g=g)) if per_example else gradient
+        norms = jaxconv.conv_kernel_grad_sq_norms(x, shape, g)
+        return mapped(x, g=g), norms
+
+    expected = results(x, g)
+    with jax.set_mesh(mesh):
+        images = NamedSharding(mesh, P("data"))
+        got = jax.jit(results)(jax.device_put(x, images), jax.device_put(g, images))
+    assert jax.typeof(got[0]).sharding.spec[0] == ("data" if per_example else None)
+    assert jax.typeof(got[1]).sharding.spec[0] == "data"
+    chex.assert_trees_all_equal(*map(jax.device_get, (got, expected)))
+
+
 def test_explicit_out_sharding(integers):
     mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):

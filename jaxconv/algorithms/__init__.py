@@ -18,6 +18,7 @@ import jax
 from jax import lax
 
 from jaxconv.algorithms import (
+    aligned,
     by_channels,
     by_groups,
     by_image,
@@ -56,6 +57,7 @@ from jaxconv.spec import ConvProblem, ConvSpec
 
 ALGORITHMS: dict[str, Algorithm] = {
     "empty": empty,
+    "aligned": aligned,
     "crop": crop,
     "trim": trim,
     "overlap_add": overlap_add,
@@ -90,7 +92,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 """Every algorithm by its name, which is the name of its file."""
 
 ROUTINES = frozenset(
-    {"direct", "channels_last", "by_member", "fold_images", "overlap_add"}
+    {"aligned", "direct", "channels_last", "by_member", "fold_images", "overlap_add"}
 )
 """Algorithms that read their operands once, or leave all to a routine of XLA's.
 

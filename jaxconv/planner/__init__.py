@@ -7,7 +7,7 @@ the program that stock JAX emits. Each platform's rules stand apart.
 
 import functools
 
-from jaxconv.algorithms import crop, empty
+from jaxconv.algorithms import aligned, crop, empty
 from jaxconv.planner import cpu, gpu
 from jaxconv.planner.choice import Plan
 from jaxconv.planner.cpu import symbolic_batch
@@ -63,6 +63,8 @@ def plan(
         chosen = found or Plan("direct", "a symbolic size cannot be planned")
     if chosen.algorithm == "direct" and crop.applies(problem):
         return Plan("crop", "negative padding is computed wrongly by some XLA backends")
+    if chosen.algorithm == "direct" and devices > 1 and aligned.applies(problem):
+        return Plan("aligned", "XLA's partitioner is wrong about another order of axes")
     if chosen.algorithm == "direct" and platform == "cpu" and devices == 1:
         return mended(problem) or chosen
     return chosen
