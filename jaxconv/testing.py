@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.arguments import Caller, conv_spec
+from jaxconv.arguments import Caller, as_shape, conv_spec
+
+_NAMES = {"lhs": "x", "rhs": "kernel"}
 
 LIMIT = 2.0
 """Units of error that `check_conv` tolerates."""
@@ -386,6 +388,7 @@ class Trial:
     """Random operands for one convolution, and what should come of them.
 
     Attributes:
+      caller: whom to name in errors.
       operands: x, kernel and g.
       references: y, dx and dkernel in float64, complex128 or int64.
       terms: length of the sum behind each entry of the three.
@@ -409,8 +412,10 @@ class Trial:
           seed: of the generator.
           **geometry: as `reference_conv` takes it.
         """
+        x_shape = as_shape("check_conv", "x_shape", x_shape)
+        kernel_shape = as_shape("check_conv", "kernel_shape", kernel_shape)
         geometry.setdefault("window_strides", (1,) * (len(x_shape) - 2))
-        caller = Caller("check_conv", {"lhs": "x", "rhs": "kernel"})
+        caller = Caller("check_conv", _NAMES)
         unknown = geometry.keys() - inspect.signature(reference_conv).parameters.keys()
         if unknown or "padding" not in geometry:
             raise TypeError(
@@ -418,7 +423,8 @@ class Trial:
                 "jax.lax.conv_general_dilated, padding among them, but got "
                 f"{geometry}. Pass window_strides=..., padding=..., ...."
             )
-        conv_spec(caller, x_shape, kernel_shape, **geometry)
+        self.caller = caller.given(x_shape, kernel_shape)
+        conv_spec(self.caller, x_shape, kernel_shape, **geometry)
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError(
                 f"check_conv: JAX must have the dtype, but got dtype={dtype} while "
@@ -437,9 +443,24 @@ class Trial:
 
         def run(x: jax.Array, kernel: jax.Array, g: jax.Array):
             y, pull_back = jax.vjp(conv, x, kernel)
+            self._demand_like(g, y)
             return y, *pull_back(g)
 
         return jax.jit(run)(*self.operands)
+
+    def _demand_like(self, g: jax.Array, y: Any) -> None:
+        """Fail a layer whose result is not of the cotangent's shape and dtype."""
+
+        def type_of(part: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(jnp.shape(part), jnp.result_type(part))
+
+        got = jax.tree.map(type_of, y)
+        if got != type_of(g):
+            rule = f"conv must return an array of shape {g.shape} and dtype {g.dtype}"
+            advice = "Compare the geometry and dtype with what the layer computes."
+            raise self.caller.error(
+                AssertionError, rule, "conv(x, kernel)", got, advice
+            )
 
     def errors(self, results: Sequence[Any]) -> Errors:
         """Errors of results in units of ε·√terms·max|reference|."""
@@ -479,9 +500,10 @@ def check_conv(
       The errors, each at most `limit`.
 
     Raises:
-      AssertionError: if an error is above `limit`.
-      TypeError: on a geometry that `jax.lax.conv_general_dilated` does not take, or a
-        dtype without gradients.
+      AssertionError: if an error is above `limit`, or `conv` returns anything but an
+        array of the shape and dtype that y should have.
+      TypeError: on shapes that are none, a geometry that
+        `jax.lax.conv_general_dilated` does not take, or a dtype without gradients.
       ValueError: on shapes and a geometry that do not fit, or a dtype of 64 bits while
         these are off.
 
