@@ -1,7 +1,8 @@
 """A NumPy reference for convolutions, and checks for a user's own layer.
 
 The reference is written tap by tap in float64 and computes with no code of JAX or of
-the rest of this library, so that it can judge both. Errors are told in units of
+the rest of this library, so that it can judge both; these only check its arguments.
+Errors are told in units of
 
     ε · √terms · max|reference|,
 
@@ -123,11 +124,6 @@ def _string_padding(mode: str, size: int, window: int, stride: int) -> tuple[int
     """Padding by name, for one axis."""
     if mode.upper() == "VALID":
         return 0, 0
-    if mode.upper() not in ("SAME", "SAME_LOWER"):
-        raise ValueError(
-            "reference_conv: padding must be SAME, SAME_LOWER, VALID or pairs, but got "
-            f"padding={mode!r}. Pass one of them."
-        )
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     small, large = total // 2, total - total // 2
     return (small, large) if mode.upper() == "SAME" else (large, small)
@@ -176,13 +172,15 @@ def reference_conv(
       The convolution in float64, complex128 or int64.
 
     Raises:
-      ValueError: on a padding that is no known string.
+      TypeError: on a geometry that `jax.lax.conv_general_dilated` does not take.
+      ValueError: on shapes and a geometry that do not fit.
 
     Example:
       >>> reference_conv(np.ones((1, 1, 4)), np.ones((1, 1, 3)), (1,), "SAME").tolist()
       [[[2.0, 3.0, 3.0, 2.0]]]
     """
-    y, _, _ = reference_conv_vjp(
+    y, _, _ = _reference(
+        "reference_conv",
         x,
         kernel,
         None,
@@ -231,7 +229,8 @@ def reference_conv_vjp(
       (y, dx, dkernel) in float64, complex128 or int64.
 
     Raises:
-      ValueError: on a padding that is no known string.
+      TypeError: on a geometry that `jax.lax.conv_general_dilated` does not take.
+      ValueError: on shapes and a geometry that do not fit.
 
     Example:
       >>> x, kernel = np.arange(3.0).reshape(1, 1, 3), np.array([[[1.0, 2.0]]])
@@ -242,7 +241,48 @@ def reference_conv_vjp(
       1.0 12.0 20.0
       10.0 21.0
     """
+    return _reference(
+        "reference_conv_vjp",
+        x,
+        kernel,
+        g,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+    )
+
+
+def _reference(
+    function: str,
+    x: Any,
+    kernel: Any,
+    g: Any,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None,
+    rhs_dilation: Sequence[int] | None,
+    dimension_numbers: Sequence[Any] | None,
+    feature_group_count: int,
+    batch_group_count: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`reference_conv_vjp`, called by the function that errors name."""
     x, kernel = _wide(x), _wide(kernel)
+    conv_spec(
+        Caller(function, _NAMES),
+        x.shape,
+        kernel.shape,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+    )
     orders = _orders(dimension_numbers, x.ndim)
     x, kernel = x.transpose(orders[0]), kernel.transpose(orders[1])
     taps = _Taps(

@@ -62,6 +62,22 @@ def test_reference_gradients_are_adjoint(case, integers):
     assert (y * g).sum() == (x * dx).sum() == (kernel * dkernel).sum()
 
 
+@pytest.mark.parametrize(
+    ("kernel_shape", "padding", "kind", "message"),
+    [
+        ((4, 2, 3), "SAME", ValueError, r"and has 2, but.*kernel.shape=\(4, 2, 3\)"),
+        ((4, 3), "SAME", TypeError, "x and kernel must have the same rank"),
+        ((4, 3, 3), "FOO", ValueError, "padding must be one of .* got padding='FOO'"),
+    ],
+)
+def test_references_say_what_is_wrong(kernel_shape, padding, kind, message):
+    x, kernel = np.ones((2, 3, 7)), np.ones(kernel_shape)
+    with pytest.raises(kind, match=f"reference_conv: .*{message}"):
+        reference_conv(x, kernel, (1,), padding)
+    with pytest.raises(kind, match=f"reference_conv_vjp: .*{message}"):
+        reference_conv_vjp(x, kernel, None, (1,), padding)
+
+
 def test_the_table_has_no_two_cases_of_one_name():
     assert len({case.name for case in CASES}) == len(CASES)
 
