@@ -559,10 +559,13 @@ def conv_numerics(
             numerics["preferred_element_type"] = preferred
         _let_lax_judge(x.dtype, **numerics)
     except (TypeError, ValueError) as cause:
+        told = {"precision": precision}
+        if preferred_element_type is not None:  # which not every function takes
+            told["preferred_element_type"] = preferred_element_type
         raise type(cause)(
-            f"{caller.function}: precision and preferred_element_type must suit the "
-            f"operands, but got precision={precision!r}, "
-            f"preferred_element_type={preferred_element_type!r} ({dtypes}). {cause}"
+            f"{caller.function}: {' and '.join(told)} must suit the operands, but got "
+            f"{', '.join(f'{name}={value!r}' for name, value in told.items())} "
+            f"({caller.name('lhs')}.dtype={x.dtype}). {cause}"
         ) from cause
     return numerics
 

@@ -31,7 +31,6 @@ from jaxconv.arguments import (
     canonical_layout,
     conv_numerics,
     conv_spec,
-    elements,
     pairs_per_axis,
     per_axis,
     transposed_padding,
@@ -445,7 +444,7 @@ def conv_general_dilated_local(
 
     Raises:
       TypeError: on a wrong kind of argument, or kernels that do not fit the patches.
-      ValueError: on sizes or padding that do not fit.
+      ValueError: on sizes or padding that do not fit, or a precision that is none.
 
     Source: `jax.lax.conv_general_dilated_local`, whose arguments and results these are.
 
@@ -458,13 +457,14 @@ def conv_general_dilated_local(
     x, kernels = as_array(function, "lhs", lhs), as_array(function, "rhs", rhs)
     caller = Caller(function).given(x.shape, kernels.shape)
     layout = canonical_layout(caller, x.shape, kernels.shape, dimension_numbers)
-    precision = elements(precision) or precision
+    # The kernels may have a dtype of their own, as they are multiplied afterwards.
+    numerics = conv_numerics(caller, x, x, precision, None)
     patches = unfold(
         caller,
         x,
         filter_shape,
         layout,
-        precision,
+        **numerics,
         window_strides=window_strides,
         padding=padding,
         lhs_dilation=lhs_dilation,
@@ -481,6 +481,6 @@ def conv_general_dilated_local(
             f"{tuple(filter_shape)}). Reshape rhs, or check dimension_numbers."
         )
     dims = ((y_feature,), (channel,)), (y_spatial, spatial)
-    y = lax.dot_general(patches, kernels, dims, precision=precision)  # [*O, N, F]
+    y = lax.dot_general(patches, kernels, dims, **numerics)  # [*O, N, F]
     sources = (*range(len(spatial)), len(spatial), len(spatial) + 1)
     return jnp.moveaxis(y, sources, (*y_spatial, y_batch, y_feature))

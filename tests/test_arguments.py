@@ -329,6 +329,28 @@ LAX_ERRORS = {
         TypeError,
         r"conv_general_dilated_local: rhs must have .* = \(6, 3\).*\(4, 6, 4\)",
     ),
+    **{
+        f"local-precision-{precision}": (
+            lambda precision=precision: jaxconv.lax.conv_general_dilated_local(
+                jnp.ones((1, 2, 5)),
+                jnp.ones((4, 6, 3), jnp.bfloat16),
+                (1,),
+                "VALID",
+                (3,),
+                precision=precision,
+            ),
+            ValueError,
+            f"dilated_local: precision must suit the operands, but got {told} "
+            r"\(lhs.dtype=float32\)",
+        )
+        for precision, told in [
+            ((), r"precision=\(\)"),
+            ("sharp", "precision='sharp'"),
+            (0, "precision=0"),
+            ((None, None), r"precision=\(None, None\)"),
+            (("sharp",), r"precision=\('sharp',\)"),
+        ]
+    },
 }
 
 

@@ -384,8 +384,17 @@ def test_negative_padding_on_which_stock_was_wrong(integers):
     np.testing.assert_array_equal(y, np.einsum("notc,tcf->nof", windows, k))
 
 
-@pytest.mark.parametrize("precision", ["highest", ("highest", "default")])
-def test_local_convolution_takes_precision_by_name(precision, integers):
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "highest",
+        ("highest", "default"),
+        ["highest", "default"],
+        lax.Precision.HIGH,
+        (lax.Precision.HIGH, lax.Precision.DEFAULT),
+    ],
+)
+def test_local_convolution_takes_precision_as_lax_does(precision, integers):
     x, kernels = integers(1, 2, 5), integers(4, 6, 3)
     got, expected = (
         module.conv_general_dilated_local(
