@@ -17,6 +17,9 @@ from jaxconv.arguments import Caller, as_array, demand_bool, elements, static_in
 Params = Any
 """A `ConvParams`, or a mapping such as a Flax or Haiku layer holds."""
 
+PLACES = 4
+"""Places up to which a message tells them all: nested lists have one per number."""
+
 _ROLES = {"kernel": "kernel", "w": "kernel", "bias": "bias", "b": "bias"}
 
 
@@ -144,8 +147,11 @@ def by_role(function: str, params: Params) -> dict[str, jax.Array]:
     paths = jax.tree_util.tree_leaves_with_path(params)
     roles = [role_of(path) for path, _ in paths]
     if None in roles or len(set(roles)) < len(roles) or "kernel" not in roles:
-        places = ", ".join(jax.tree_util.keystr(path) for path, _ in paths)
-        found, advice = f"arrays at {places}", "Pass the parameters of one layer."
+        places = ", ".join(jax.tree_util.keystr(path) for path, _ in paths[:PLACES])
+        if len(paths) > PLACES:
+            places += f", ... ({len(paths)} in all)"
+        found = f"arrays at {places}"
+        advice = "Pass the parameters of one layer, and each as one array."
         if not paths:
             found = "no arrays"
         elif not places:

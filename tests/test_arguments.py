@@ -495,6 +495,11 @@ FUNCTIONAL_ERRORS = {
         TypeError,
         r"params of type dict with arrays at \['weight'\]",
     ),
+    "params-of-lists": (
+        lambda: jaxconv.conv_forward({"kernel": K.tolist()}, X),
+        TypeError,
+        r"\['kernel'\]\[0\]\[0\]\[0\]\[3\], ... \(216 in all\). .* as one array.$",
+    ),
     "params-nested": (
         lambda: jaxconv.conv_forward({"params": {"kernel": K}}, X),
         TypeError,
