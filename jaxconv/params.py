@@ -76,8 +76,8 @@ def init_conv_params(
 
     Raises:
       TypeError: on sizes that are no ints, a dtype that is neither floating nor
-        complex, a bias that is no bool, an initializer that is no function, or a key
-        that is no random key.
+        complex, a bias that is no bool, an initializer that is no function or returns
+        another array than it should, or a key that is no random key.
       ValueError: on sizes below 1, or groups that do not divide the features.
 
     Source: LeCun et al., Efficient BackProp (1998), for the default initializer.
@@ -112,11 +112,6 @@ def init_conv_params(
             f"dtype={dtype}. Pass one such as jnp.float32."
         )
     demand_bool("init_conv_params", "bias", bias)
-    if not (kernel_init is None or callable(kernel_init)):
-        raise TypeError(
-            "init_conv_params: kernel_init must be an initializer, but got kernel_init="
-            f"{kernel_init!r}. Pass one such as jax.nn.initializers.he_normal()."
-        )
     if in_features % groups or out_features % groups:
         raise ValueError(
             "init_conv_params: groups must divide the features, but got "
@@ -128,8 +123,23 @@ def init_conv_params(
             f"init_conv_params: key must be a random key, but got key={key!r}. Pass "
             "one such as jax.random.key(0)."
         )
-    init = kernel_init or jax.nn.initializers.lecun_normal()
-    kernel = init(key, (*taps, in_features // groups, out_features), dtype)
+    init = jax.nn.initializers.lecun_normal() if kernel_init is None else kernel_init
+    shape = (*taps, in_features // groups, out_features)
+    kernel: Any = init(key, shape, dtype) if callable(init) else None
+    if not _is_drawn(kernel, shape, dtype):
+        # An initializer that was not called, as he_normal, returns a function.
+        rule = "kernel_init must be an initializer, and return an array of shape "
+        rule += f"{shape} and dtype {jnp.dtype(dtype)}"
+        told = "nothing" if kernel is None else type(kernel).__name__
+        if isinstance(kernel, jax.Array | np.ndarray):
+            told = f"shape {kernel.shape} and dtype {kernel.dtype}"
+        raise Caller(caller.function, shapes=f"it returned {told}").error(
+            TypeError,
+            rule,
+            "kernel_init",
+            kernel_init,
+            "Pass one such as jax.nn.initializers.he_normal().",
+        )
     return ConvParams(kernel, jnp.zeros(out_features, dtype) if bias else None)
 
 
@@ -140,6 +150,15 @@ def _is_key(key: Any) -> bool:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key.ndim == 0
     return key.ndim == 1 and key.dtype == np.uint32
+
+
+def _is_drawn(kernel: Any, shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether it is one array of the shape and dtype, in a box of Flax's or not."""
+    try:
+        (drawn,) = map(jax.typeof, jax.tree.leaves(kernel))
+    except (TypeError, ValueError):
+        return False
+    return (drawn.shape, drawn.dtype) == (shape, jax.dtypes.canonicalize_dtype(dtype))
 
 
 def by_role(function: str, params: Params) -> dict[str, jax.Array]:

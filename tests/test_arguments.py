@@ -578,6 +578,36 @@ FUNCTIONAL_ERRORS = {
         TypeError,
         "init_conv_params: kernel_init must be an initializer, .* kernel_init='he'",
     ),
+    "initializer-not-called": (
+        lambda: jaxconv.init_conv_params(
+            jax.random.key(0),
+            4,
+            6,
+            3,
+            kernel_init=cast(Any, jax.nn.initializers.he_normal),
+        ),
+        TypeError,
+        r"kernel_init must be an initializer, .* returned function\). .*he_normal\(\)",
+    ),
+    "initializer-of-another-shape": (
+        lambda: jaxconv.init_conv_params(
+            jax.random.key(0), 4, 6, 3, kernel_init=cast(Any, lambda *_: jnp.zeros(3))
+        ),
+        TypeError,
+        r"an array of shape \(3, 4, 6\) and dtype float32, .* returned shape \(3,\)",
+    ),
+    "initializer-of-another-dtype": (
+        lambda: jaxconv.init_conv_params(
+            jax.random.key(0),
+            4,
+            6,
+            3,
+            dtype=jnp.bfloat16,
+            kernel_init=cast(Any, lambda _, shape, dtype: jnp.zeros(shape)),
+        ),
+        TypeError,
+        r"an array of shape \(3, 4, 6\) and dtype bfloat16, .* and dtype float32\)",
+    ),
     "key": (
         lambda: jaxconv.init_conv_params(cast(Any, 0), 4, 6, 3),
         TypeError,
