@@ -52,7 +52,8 @@ def conv_forward(
 
     Args:
       params: `ConvParams`, or a mapping with "kernel" and maybe "bias" (Flax), or "w"
-        and maybe "b" (Haiku). The kernel is [*taps, Cin // groups, Cout].
+        and maybe "b" (Haiku). The kernel is [*taps, Cin // groups, Cout], the bias
+        [Cout], or as y is without its batch, with spatial axes of size 1.
       x: [*batch, *spatial, Cin]. As many axes are spatial as the kernel has taps'
         axes; any number of batch axes, or none, stand before them. Of the kernel's
         dtype, any numeric one, unless `cast_kernel` is set.
@@ -408,12 +409,13 @@ def _checked(
     leaves, x = by_role(function, params), as_array(function, "x", x)
     kernel, bias = leaves["kernel"], leaves.get("bias")
     layer = layer_of(function, _type(x), _type(kernel), options)
-    features = layer.y_features
-    if bias is not None and bias.shape != (features,):
+    features, along = layer.y_features, [1] * (1 + len(layer.spec.window_strides))
+    along[layer.y_feature_axis(len(along))] = features
+    if bias is not None and bias.shape not in ((features,), tuple(along)):
         raise ValueError(
             f"{function}: the bias must have one entry per output feature, shape "
-            f"({features},), but got bias.shape={bias.shape} (kernel.shape="
-            f"{kernel.shape}). Reshape it, or pass bias=None."
+            f"({features},) or {tuple(along)}, but got bias.shape={bias.shape} "
+            f"(kernel.shape={kernel.shape}). Reshape it, or pass bias=None."
         )
     if bias is not None and not _holds(layer.output_dtype, bias.dtype):
         raise TypeError(
@@ -505,7 +507,7 @@ def _bias_gradient(layer: Layer, g: jax.Array, bias: jax.Array) -> jax.Array:
     dbias = g.sum(others, dtype=_sums_of(bias, g))
     if not jnp.issubdtype(bias.dtype, jnp.complexfloating):
         dbias = dbias.real
-    return dbias.astype(bias.dtype)
+    return dbias.astype(bias.dtype).reshape(bias.shape)
 
 
 def _custom(

@@ -4,7 +4,7 @@ A layer's parameters are a `ConvParams`, or a mapping such as a Flax or Haiku la
 holds; functions take either, and give gradients in the structure of what they took.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -171,6 +171,8 @@ def by_role(function: str, params: Params) -> dict[str, jax.Array]:
             places += f", ... ({len(paths)} in all)"
         found = f"arrays at {places}"
         advice = "Pass the parameters of one layer, and each as one array."
+        if isinstance(params, Mapping) and not isinstance(params, dict):
+            advice += " Of a mapping whose keys JAX does not see, pass dict(params)."
         if not paths:
             found = "no arrays"
         elif not places:

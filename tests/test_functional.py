@@ -257,16 +257,20 @@ def test_transposed_conv_is_that_of_flax(
     np.testing.assert_array_equal(y, layer.apply({"params": params}, x))
 
 
-def test_parameters_of_haiku_layers(integers):
-    layer = hk.without_apply_rng(hk.transform(lambda x: hk.Conv2D(6, (3, 2), 2)(x)))
-    x = integers(2, 7, 8, 4)
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_parameters_of_haiku_layers(layout, integers):
+    layer = hk.without_apply_rng(
+        hk.transform(lambda x: hk.Conv2D(6, (3, 2), 2, data_format=layout)(x))
+    )
+    x = integers(2, 7, 8, 4)  # of a layer with the channels first 7 channels
     ((name, params),) = layer.init(jax.random.key(0), x).items()
-    params = {"w": integers(*params["w"].shape), "b": integers(6)}
-    y = jaxconv.conv_forward(params, x, strides=2)
-    np.testing.assert_array_equal(y, layer.apply({name: params}, x))
-    dparams, _ = jaxconv.conv_vjp(params, x, y, strides=2)
-    assert dparams is not None
-    chex.assert_trees_all_equal_shapes_and_dtypes(dparams, params)
+    params = {"w": integers(*params["w"].shape), "b": integers(*params["b"].shape)}
+    options = {"strides": 2, "dimension_numbers": (layout, "HWIO", layout)}
+    y = jaxconv.conv_forward(params, x, **options)
+    expected, pull_back = jax.vjp(lambda p, x: layer.apply({name: p}, x), params, x)
+    np.testing.assert_array_equal(y, expected)
+    gradients = jaxconv.conv_vjp(params, x, y, **options)
+    chex.assert_trees_all_equal(gradients, pull_back(y))
 
 
 @pytest.mark.parametrize(
@@ -522,9 +526,10 @@ def test_gradients_have_the_widths_that_surrounded_the_layer(layer):
 def test_gradients_of_wide_arrays_are_wide(x64):
     kernel, x = jnp.ones((3, 2, 2), "float64"), jnp.ones((2, 8, 2), "float64")
     with jax.enable_x64(False):
-        dparams, dx = jaxconv.conv_vjp({"kernel": kernel}, x, x)
+        gradients = jaxconv.conv_vjp({"kernel": kernel}, x, x)
         dkernel = jaxconv.conv_kernel_grad(x, kernel.shape, x)
         norms = jaxconv.conv_kernel_grad_sq_norms(x, kernel.shape, x)
         same = jaxconv.conv_input_grad(x.shape, kernel, x)
-    arrays = dparams["kernel"], dx, dkernel, norms, same
+    arrays = jax.tree.leaves((gradients, dkernel, norms, same))
+    assert len(arrays) == 5
     assert {array.dtype.name for array in arrays} == {"float64"}
