@@ -130,8 +130,8 @@ def conv_vjp(
 def conv(params: Params, x: ArrayLike, **options: Unpack[ConvOptions]) -> jax.Array:
     """Apply a convolution layer that is differentiated by `conv_vjp`, stated by hand.
 
-    This is the `jax.custom_vjp` with `conv_forward` as its function, (params, x) as its
-    residuals and `conv_vjp` as its backward rule. As every `jax.custom_vjp`, it has no
+    It applies the `jax.custom_vjp` with `conv_forward` as function, (params, x) as
+    residuals and `conv_vjp` as backward rule. As every `jax.custom_vjp`, it has no
     forward mode, and `jax.grad(jax.vmap(...))` with shared parameters computes one
     kernel gradient per example before it sums them; `conv_forward` has neither limit.
 
