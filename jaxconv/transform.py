@@ -199,22 +199,31 @@ def trace(caller: str, fn: Callable, args: Any, kwargs: Any) -> Program:
 def _held(given: tuple[Any, Any]) -> dict[str, Any]:
     """Leaves that objects hold, by path, as an object may be there to be changed.
 
-    A dictionary or list that is an argument is a copy under `jax.jit` as well. What
+    A dictionary or list is a copy under `jax.jit` as well, wherever it stands. What
     refuses to be taken apart has been used up, as Equinox's `State` is by its update.
 
     Args:
       given: the arguments and the keyword arguments.
     """
-    plain, held = (jax.tree_util.DictKey, jax.tree_util.SequenceKey), {}
     args, kwargs = given
     named = {f"[{i}]": argument for i, argument in enumerate(args)}
     named |= {f"[{name!r}]": argument for name, argument in kwargs.items()}
+    held: dict[str, Any] = {}
     for name, argument in named.items():
         with contextlib.suppress(Exception):
-            for path, leaf in jax.tree.leaves_with_path(argument):
-                if not all(isinstance(key, plain) for key in path):
-                    held[name + jax.tree_util.keystr(path)] = leaf
+            held.update(_held_in(argument, name))
     return held
+
+
+def _held_in(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Leaves that a node of a pytree and those in it hold, by path."""
+    inner = jax.tree.leaves_with_path(node, is_leaf=lambda child: child is not node)
+    for path, child in inner:
+        where = name + jax.tree_util.keystr(path)
+        if not jax.tree_util.all_leaves([child]):
+            yield from _held_in(child, where)
+        elif not isinstance(node, (dict, list)):
+            yield where, child
 
 
 def _split(tree: Any) -> tuple[list, Callable[[list], Any], list[tuple[str, Any]]]:

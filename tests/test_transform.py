@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 from jax.experimental import checkify
 from jax.sharding import NamedSharding, PartitionSpec
@@ -347,6 +348,19 @@ def test_what_changes_an_object_returns_it():
         return conv(KERNEL, batch["y"])
 
     accelerate(renamed)({"x": X})  # a dictionary is a copy under jit, too
+
+    def renamed_in(state):
+        return renamed(state.calls), renamed(state.kernel[0])
+
+    accelerate(renamed_in)(Counted([{"x": X}], {"x": X}))  # wherever it stands
+
+    def replaced(kernels):
+        kernels[0] = 2 * kernels[0]
+        return conv(kernels[0], X)
+
+    accelerate(replaced)([KERNEL])
+    with pytest.raises(TypeError, match=r"sets \[0\]\[0\]"):
+        accelerate(replaced)(nnx.List([KERNEL]))  # an object, under nnx.jit as well
 
 
 def test_state_may_be_used_up():
