@@ -152,7 +152,8 @@ def explain(fn: Callable, /, *args: Any, **kwargs: Any) -> Explanation:
     """
     demand_callable("explain", fn)
     opaque: dict[str, int] = {}
-    jaxpr = trace("explain", fn, args, kwargs).jaxpr
+    by_type = jax.Array, jax.ShapeDtypeStruct
+    jaxpr = trace("explain", fn, args, kwargs, by_type).jaxpr
     return Explanation(tuple(_explained(jaxpr, (), 1, opaque)), opaque)
 
 

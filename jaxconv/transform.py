@@ -51,8 +51,8 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
 
     Args:
       fn: a function of arrays, in pytrees of any kind. Arguments that are no JAX
-        arrays, among them numbers and NumPy arrays, reach it as they are, and may be
-        among its results.
+        arrays, among them numbers, NumPy arrays and `jax.ShapeDtypeStruct`, reach it as
+        they are, and may be among its results.
 
     Returns:
       A function with the signature of `fn`. It traces `fn` each time that it is called,
@@ -92,7 +92,7 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
             )
         given = {id(leaf) for leaf in jax.tree.leaves((args, kwargs))}
         for path, value in program.others:
-            known = isinstance(value, (np.ndarray, np.generic, *_NUMBERS))
+            known = isinstance(value, _KNOWN)
             if not known and id(value) not in given:
                 raise TypeError(
                     f"accelerate: {name_of(fn)} must return arrays, but returned "
@@ -108,7 +108,8 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
     return accelerated
 
 
-_NUMBERS = (bool, int, float, complex)
+_KNOWN = (np.ndarray, np.generic, bool, int, float, complex, jax.ShapeDtypeStruct)
+"""What a function may return besides JAX arrays and its arguments."""
 
 
 def demand_callable(caller: str, fn: Any) -> None:
@@ -153,23 +154,26 @@ class Program(NamedTuple):
         return self.returned(arrays)
 
 
-def trace(caller: str, fn: Callable, args: Any, kwargs: Any) -> Program:
-    """The program of `fn` on these arguments, of which arrays may be given by type.
+def trace(
+    caller: str, fn: Callable, args: Any, kwargs: Any, traced: Any = jax.Array
+) -> Program:
+    """The program of `fn` on these arguments.
 
     Args:
       caller: the function to name in errors.
       fn: what is traced.
       args: its arguments.
       kwargs: its keyword arguments.
+      traced: the types of those among them that become arrays of the program.
     """
-    arrays, with_arrays, _ = _split((args, kwargs))
+    arrays, with_arrays, _ = _split((args, kwargs), traced)
     result: list = []  # and no tracer among it, which would outlive its trace
 
     def of_arrays(*arrays: jax.Array) -> list[jax.Array]:
         nonlocal result
         given = args, kwargs = with_arrays(list(arrays))
         before, again = _held(given), _held(given)  # some make them anew each time
-        outputs, *result = _split(fn(*args, **kwargs))
+        outputs, *result = _split(fn(*args, **kwargs), jax.Array)
         returned = {id(leaf) for leaf in (*outputs, *(leaf for _, leaf in result[1]))}
         changed = [
             path
@@ -226,24 +230,30 @@ def _held_in(node: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield where, child
 
 
-def _split(tree: Any) -> tuple[list, Callable[[list], Any], list[tuple[str, Any]]]:
+def _split(
+    tree: Any, traced: Any
+) -> tuple[list, Callable[[list], Any], list[tuple[str, Any]]]:
     """Arrays of a pytree, the pytree with others in their place, and what else it has.
 
     JAX arrays alone are traced: a number or a NumPy array may be what decides, by its
     value, what the function does.
+
+    Args:
+      tree: the pytree.
+      traced: the types of what counts as an array.
     """
     leaves, structure = jax.tree.flatten_with_path(tree)
-    traced = [isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) for _, leaf in leaves]
-    arrays = list(itertools.compress((leaf for _, leaf in leaves), traced))
+    places = [isinstance(leaf, traced) for _, leaf in leaves]
+    arrays = list(itertools.compress((leaf for _, leaf in leaves), places))
     others = [
         (jax.tree_util.keystr(path), leaf)
-        for (path, leaf), is_array in zip(leaves, traced, strict=True)
+        for (path, leaf), is_array in zip(leaves, places, strict=True)
         if not is_array
     ]
 
     def with_arrays(arrays: list) -> Any:
         own = {True: iter(arrays), False: (leaf for _, leaf in others)}
-        return jax.tree.unflatten(structure, [next(own[place]) for place in traced])
+        return jax.tree.unflatten(structure, [next(own[place]) for place in places])
 
     return arrays, with_arrays, others
 

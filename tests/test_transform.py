@@ -301,6 +301,18 @@ def test_an_argument_that_is_no_array_may_be_returned():
     np.testing.assert_array_equal(y, accelerate(conv)(KERNEL, X))
 
 
+def test_a_type_stays_a_type_unless_it_is_explained():
+    def fn(x, given):
+        return conv(KERNEL, x), given, jax.eval_shape(conv, KERNEL, x)
+
+    given = jax.ShapeDtypeStruct((2,), jnp.float32)
+    _, *types = accelerate(fn)(X, given)
+    assert types == [given, jax.eval_shape(conv, KERNEL, X)]
+    x = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    assert len(explain(fn, x, given).convolutions) == 1
+    assert jax.eval_shape(accelerate(conv), KERNEL, x) == types[1]
+
+
 class Counted:
     """A layer that counts its calls, in place."""
 
