@@ -283,8 +283,12 @@ def rewritten(jaxpr: Any) -> Any:
 
 
 def _is_program(value: Any) -> bool:
-    """Whether it is a jaxpr; older versions keep its constants in a type around it."""
-    return isinstance(value, Jaxpr) or isinstance(getattr(value, "jaxpr", None), Jaxpr)
+    """Whether it is a jaxpr; older versions keep its constants in a type around it.
+
+    What has a jaxpr of another kind in it, as `checkpoint` does under the flag
+    `jax_remat3`, has no equations itself.
+    """
+    return hasattr(value, "eqns")
 
 
 def _is_not(new: Any, old: Any) -> bool:

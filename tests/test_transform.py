@@ -903,6 +903,18 @@ def test_what_keeps_functions_for_itself_is_told():
     assert not explain(lambda x: jnp.tile(jnp.split(x, 2)[0], 2), X).opaque
 
 
+def test_checkpoints_of_the_newer_kind_run_as_they_are(count):
+    jax.config.update("jax_remat3", True)
+    try:
+        again = jax.checkpoint(lambda kernel, x: jnp.sin(conv(kernel, x)))
+        own, stock = accelerate(again)(KERNEL, X), again(KERNEL, X)
+        chex.assert_trees_all_equal(own, stock)
+        assert explain(again, KERNEL, X).opaque == {"call_hi_primitive": 1}
+        assert count(accelerate(gradient(again)), KERNEL, X)[0] == 0
+    finally:
+        jax.config.update("jax_remat3", False)
+
+
 def test_explain_knows_what_explicit_sharding_leaves_to_xla():
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
     kernel = jnp.ones((3, 3, 1, 4))
