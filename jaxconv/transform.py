@@ -19,6 +19,7 @@ which know lax's convolution by its primitive.
 
 import contextlib
 import functools
+import inspect
 import itertools
 import math
 import reprlib
@@ -169,9 +170,9 @@ def trace(
     arrays, with_arrays, _ = _split((args, kwargs), traced)
     result: list = []  # and no tracer among it, which would outlive its trace
 
-    def of_arrays(*arrays: jax.Array) -> list[jax.Array]:
+    def of_arrays(*args: Any, **kwargs: Any) -> list[jax.Array]:
         nonlocal result
-        given = args, kwargs = with_arrays(list(arrays))
+        given = args, kwargs = with_arrays(jax.tree.leaves((args, kwargs)))
         before, again = _held(given), _held(given)  # some make them anew each time
         outputs, *result = _split(fn(*args, **kwargs), jax.Array)
         returned = {id(leaf) for leaf in (*outputs, *(leaf for _, leaf in result[1]))}
@@ -184,9 +185,15 @@ def trace(
         result.append(changed)
         return outputs
 
-    name = of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)  # in JAX's errors
+    # JAX's errors tell the file and line of what is wrapped, and its arguments' names.
+    name = of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)
+    call: Any = inspect.unwrap(fn).__call__
+    vars(of_arrays)["__wrapped__"] = call if inspect.ismethod(call) else fn
     try:
-        jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
+        jaxpr = jax.make_jaxpr(of_arrays)(
+            *(_Leaves.of(argument, traced) for argument in args),
+            **{key: _Leaves.of(argument, traced) for key, argument in kwargs.items()},
+        )
     except ValueError as cause:
         if "compiler_options" not in str(cause):
             raise
@@ -198,6 +205,27 @@ def trace(
         ) from cause
     returned, others, changed = result
     return Program(jaxpr, arrays, others, returned, changed)
+
+
+class _Leaves(list[tuple[str, Any]]):
+    """Arrays of an argument, with the names in it by which JAX's errors tell them."""
+
+    @classmethod
+    def of(cls, argument: Any, traced: Any) -> "_Leaves":
+        """Those of the types that are traced."""
+        leaves = jax.tree.leaves_with_path(argument)
+        return cls(
+            (jax.tree_util.keystr(path), leaf)
+            for path, leaf in leaves
+            if isinstance(leaf, traced)
+        )
+
+
+jax.tree_util.register_pytree_with_keys(
+    _Leaves,
+    lambda leaves: (leaves, tuple(name for name, _ in leaves)),
+    lambda names, arrays: _Leaves(zip(names, arrays, strict=True)),
+)
 
 
 def _held(given: tuple[Any, Any]) -> dict[str, Any]:

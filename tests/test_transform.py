@@ -760,6 +760,24 @@ def test_explain_knows_arrays_that_are_literals():
     assert gradients == {"input gradient", "kernel gradient"}
 
 
+def test_errors_of_jax_name_the_place_and_the_argument():
+    def step(params, mode, x, **more):
+        return conv(params["kernel"], x) if more["scale"][0] > 0 else x
+
+    class Model:
+        def __call__(self, params, mode, x, **more):
+            return conv(params["kernel"], x) if more["scale"][0] > 0 else x
+
+    params = {"kernel": KERNEL, "epoch": 3}
+    message = re.escape(__file__) + r":\d+ for jit.*argument more\['scale'\]\[0\]\."
+    for fn in (step, jax.jit(step, static_argnums=1), Model()):
+        for call in (accelerate(fn), jax.jit(accelerate(fn), static_argnums=1)):
+            with pytest.raises(jax.errors.TracerBoolConversionError, match=message):
+                call(params, "train", X, scale=[jnp.ones(())])
+        with pytest.raises(jax.errors.TracerBoolConversionError, match=message):
+            explain(fn, params, "train", X, scale=[jnp.ones(())])
+
+
 def test_values_that_decide_stay_values():
     def fn(x, repeats, axes):
         for _ in range(repeats):
