@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, primitives
-from jax.extend.core.primitives import reshape_p, rev_p
+from jax.extend.core.primitives import jit_p, remat_p, reshape_p, rev_p
 
 from jaxconv.checkpoint_policies import like_lax
 from jaxconv.primitive import conv_general_dilated_p, conv_p
@@ -88,8 +88,7 @@ def accelerate(fn: Callable[P, R]) -> Callable[P, R]:
                 f"accelerate: {name_of(fn)} must not change its arguments, but sets "
                 f"{program.changed[0]}. It is traced on copies, on which that would be "
                 "lost. Return new state and update the object with it, as docs/"
-                "frameworks.md shows for Flax NNX; what nnx.jit has jitted sets all "
-                "state: accelerate the function inside of it."
+                "frameworks.md shows for Flax NNX."
             )
         given = {id(leaf) for leaf in jax.tree.leaves((args, kwargs))}
         for path, value in program.others:
@@ -132,7 +131,8 @@ class Program(NamedTuple):
     """A function traced on some arguments.
 
     Attributes:
-      jaxpr: its program, from the arrays among the arguments to those it returned.
+      jaxpr: its program, from the arrays among the arguments to those it returned, and
+        then to what it set in objects.
       arrays: the former.
       others: what else it returned, with its path.
       returned: where each of both belongs.
@@ -170,20 +170,24 @@ def trace(
     arrays, with_arrays, _ = _split((args, kwargs), traced)
     result: list = []  # and no tracer among it, which would outlive its trace
 
-    def of_arrays(*args: Any, **kwargs: Any) -> list[jax.Array]:
+    def of_arrays(*args: Any, **kwargs: Any) -> list:
         nonlocal result
-        given = args, kwargs = with_arrays(jax.tree.leaves((args, kwargs)))
+        arrays = jax.tree.leaves((args, kwargs))
+        given = args, kwargs = with_arrays(arrays)
         before, again = _held(given), _held(given)  # some make them anew each time
         outputs, *result = _split(fn(*args, **kwargs), jax.Array)
         returned = {id(leaf) for leaf in (*outputs, *(leaf for _, leaf in result[1]))}
-        changed = [
-            path
+        changed = {
+            path: leaf
             for path, leaf in _held(given).items()
             if before.get(path) is again.get(path) is not leaf
             and id(leaf) not in returned
-        ]
-        result.append(changed)
-        return outputs
+        }
+        places = {id(leaf): i for i, leaf in enumerate(arrays)}
+        result.append([(path, places.get(id(before[path]))) for path in changed])
+        # Which argument a value is can be told of results alone, 0 of what is no array.
+        leaves = changed.values()
+        return [*outputs, *(a if isinstance(a, jax.Array) else 0 for a in leaves)]
 
     # JAX's errors tell the file and line of what is wrapped, and its arguments' names.
     name = of_arrays.__name__ = of_arrays.__qualname__ = name_of(fn)
@@ -203,8 +207,34 @@ def trace(
             f"fn={name}: {cause} Give them to the jax.jit around it, as in "
             f"jax.jit(accelerate({name}), compiler_options=...)."
         ) from cause
-    returned, others, changed = result
+    returned, others, replaced = result
+    kept = _passed(jaxpr)[-len(replaced) :] if replaced else []
+    changed = [
+        path
+        for (path, before), after in zip(replaced, kept, strict=True)
+        if before is None or before != after
+    ]
     return Program(jaxpr, arrays, others, returned, changed)
+
+
+def _passed(jaxpr: Any) -> list[int | None]:
+    """Which argument each result of a program is, if calls in it hand that through.
+
+    `nnx.jit` and `nnx.remat` set all state of a model to what they return.
+    """
+    own = getattr(jaxpr, "jaxpr", jaxpr)  # without its constants
+    places: dict[Any, int | None] = {var: i for i, var in enumerate(own.invars)}
+
+    def place_of(atom: Any) -> int | None:
+        return None if isinstance(atom, Literal) else places.get(atom)
+
+    for equation in own.eqns:
+        if equation.primitive in (jit_p, remat_p):
+            (program,) = programs_in(equation)
+            for out, place in zip(equation.outvars, _passed(program), strict=True):
+                if place is not None:
+                    places[out] = place_of(equation.invars[place])
+    return [place_of(out) for out in own.outvars]
 
 
 class _Leaves(list[tuple[str, Any]]):

@@ -375,6 +375,36 @@ def test_what_changes_an_object_returns_it():
         accelerate(replaced)(nnx.List([KERNEL]))  # an object, under nnx.jit as well
 
 
+@pytest.mark.parametrize("transform", [nnx.jit, nnx.remat])
+def test_state_that_is_set_to_what_it_was_has_not_changed(transform, count):
+    @transform
+    def called(layer, x):
+        return layer(x)
+
+    @transform
+    def counting(layer, x):
+        layer.kernel[...] += 1
+        return layer(x)
+
+    @transform
+    def exchanging(layer, x):
+        layer.scale[...], layer.bias[...] = layer.bias[...], layer.scale[...]
+        return layer(x)
+
+    class Layer(nnx.Conv):
+        scale: nnx.Variable
+
+    layer = Layer(4, 4, (3, 3), rngs=nnx.Rngs(0))
+    layer.scale = nnx.Variable(jnp.ones(4))
+    twice = accelerate(lambda layer, x: called(layer, transform(called)(layer, x)))
+    expected = layer(layer(X))
+    chex.assert_trees_all_close(twice(layer, X), expected, rtol=1e-4, atol=1e-4)
+    assert count(lambda x: twice(layer, x), X) == (0, 2)
+    for changing, name in ((counting, "kernel"), (exchanging, "bias")):
+        with pytest.raises(TypeError, match=rf"but sets \[0\].{name}"):
+            accelerate(changing)(layer, X)
+
+
 def test_state_may_be_used_up():
     class Net(eqx.Module):
         layer: eqx.nn.Conv1d
