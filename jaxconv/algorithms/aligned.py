@@ -2,12 +2,13 @@
 
     y[n, o, f] = Σ_{t, c} x̃[n, s·o + d·t − p, c] · k[t, c, f]
 
-is the same array in any order of its axes. Where groups of one channel are spread over
-devices, XLA's partitioner gives each device whole groups, and takes the order of y's
-axes in those of x for its inverse. Where the two put the channels elsewhere, most
-results are wrong, with no error: 31 of 59 random ones of four axes over 4 devices,
-which are these 31, and some of batch groups of one image (jax 0.10.2 and 0.12.0.1). In
-the order of x all are right.
+is the same array in any order of its axes. Where groups of one channel, or of one
+image, are spread over devices, XLA's partitioner gives each device whole groups, and
+takes the order of y's axes in those of x for its inverse. Where the two differ, most
+results are wrong, with no error: of random ones of four axes over 4 devices 31 of 59
+with feature groups of one channel, 5 of 9 with batch groups of one image and feature
+(jax 0.12.0.1; those tried on 0.10.2 are wrong there, too). In the order of x all 120
+are right.
 
 Applies to such groups, if the axes of y stand in another order. Costs a transposition
 of y. The gradients of single examples of a batch that is spread over devices are such.
