@@ -184,13 +184,13 @@ def reference_conv(
         x,
         kernel,
         None,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        dimension_numbers,
-        feature_group_count,
-        batch_group_count,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
     )
     return y
 
@@ -246,35 +246,6 @@ def reference_conv_vjp(
         x,
         kernel,
         g,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        dimension_numbers,
-        feature_group_count,
-        batch_group_count,
-    )
-
-
-def _reference(
-    function: str,
-    x: Any,
-    kernel: Any,
-    g: Any,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None,
-    rhs_dilation: Sequence[int] | None,
-    dimension_numbers: Sequence[Any] | None,
-    feature_group_count: int,
-    batch_group_count: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`reference_conv_vjp`, called by the function that errors name."""
-    x, kernel = _wide(x), _wide(kernel)
-    conv_spec(
-        Caller(function, _NAMES),
-        x.shape,
-        kernel.shape,
         window_strides=window_strides,
         padding=padding,
         lhs_dilation=lhs_dilation,
@@ -283,11 +254,33 @@ def _reference(
         feature_group_count=feature_group_count,
         batch_group_count=batch_group_count,
     )
+
+
+def _reference(
+    function: str,
+    x: Any,
+    kernel: Any,
+    g: Any,
+    *,
+    dimension_numbers: Sequence[Any] | None,
+    feature_group_count: int,
+    batch_group_count: int,
+    **axes: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`reference_conv_vjp`, called by the function that errors name."""
+    x, kernel = _wide(x), _wide(kernel)
+    conv_spec(
+        Caller(function, _NAMES),
+        x.shape,
+        kernel.shape,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        **axes,
+    )
     orders = _orders(dimension_numbers, x.ndim)
     x, kernel = x.transpose(orders[0]), kernel.transpose(orders[1])
-    taps = _Taps(
-        x.shape, kernel.shape, window_strides, padding, lhs_dilation, rhs_dilation
-    )
+    taps = _Taps(x.shape, kernel.shape, **axes)
     groups = feature_group_count * batch_group_count
     spatial = "hijklmop"[: x.ndim - 2]
     # Batch groups stand in the batch of x, feature groups in its channels.
