@@ -186,11 +186,11 @@ def is_in_place(problem: ConvProblem) -> bool:
     Those of the last axis stand beside the features, in the order of y's axes.
     """
     spec, axes = problem.spec, [axis for axis in _solved(problem) if axis is not None]
-    y_axes = spec.dimension_numbers.out_spec
-    in_order = y_axes == (0, len(y_axes) - 1, *range(1, len(y_axes) - 1))
+    y_axes = in_order(len(problem.x_spatial)).out_spec
+    ordered = spec.dimension_numbers.out_spec == y_axes
     last = all(len(axis.taps) == 1 for axis in axes[:-1])
     whole = tuple(axis.outputs for axis in axes) == problem.output_spatial
-    return spec.groups == 1 and in_order and last and whole
+    return spec.groups == 1 and ordered and last and whole
 
 
 def cost(problem: ConvProblem) -> float:

@@ -195,7 +195,7 @@ def _pointwise(problem: ConvProblem) -> Plan | None:
     groups of 30 125 and 37, 32 of 8 81 and 40, 4 of 64 57 and 38.
     """
     spec = problem.spec
-    one = problem.taps == 1 and not problem.spec.is_input_dilated
+    one = problem.taps == 1 and not spec.is_input_dilated
     several = max(problem.channels, problem.features // spec.groups) > 1
     if one and several and not spec.is_strided:
         if by_tap.applies(problem):
